@@ -1,0 +1,41 @@
+# Python, git and make are all that is needed: every target sets up what it uses, once.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/ready
+OLDEST := $(shell sed -n 's/^min_python *= *//p' settings.ini)
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lab prepare
+
+help:  ## this list
+	@echo 'interflow: what make can do here'
+	@awk -F ':.*  ## ' '/^[a-z]+:.*  ## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
+
+demo: $(READY)  ## the whole paper on the embedded photographs, into runs/demo (resumes when interrupted)
+	@$(BIN)/interflow demo
+
+test: $(READY)  ## all tests: exports, notebooks, contracts
+	@$(BIN)/python -m pytest tests -n auto --maxprocesses 4 --dist worksteal --durations 5
+
+lab: $(READY)  ## JupyterLab on the notebooks, for this machine only; it opens at the map
+	@$(BIN)/jupyter lab --ip=127.0.0.1 $(if $(filter 0,$(shell id -u)),--allow-root) $(LABFLAGS) nbs/index.ipynb
+
+prepare: $(READY)  ## before a commit: export the notebooks, run them, store their outputs, clean them
+	@$(BIN)/nbdev_export
+	@find nbs -name '*.ipynb' -not -path '*/.ipynb_checkpoints/*' | sort | OMP_NUM_THREADS=1 \
+	  xargs -n 1 -P 2 $(BIN)/jupyter-nbconvert --to notebook --execute --inplace --ExecutePreprocessor.timeout=600 --log-level=WARN
+	@$(BIN)/nbdev_clean
+	@echo 'exported, run and cleaned; see the changes with: git status'
+
+# The mark is made last: an installation that was cut off is begun again, a whole one is not repeated.
+$(READY): requirements.txt constraints.txt settings.ini setup.py
+	@command -v $(PYTHON) >/dev/null || { echo "make: $(PYTHON) is not here; install Python $(OLDEST) or newer, or name one: make PYTHON=/path/to/python3" >&2; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < tuple(map(int, "$(OLDEST)".split("."))))' || { echo "make: $$($(PYTHON) -V 2>&1) is too old; name Python $(OLDEST) or newer: make PYTHON=/path/to/python3" >&2; exit 2; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "make: $(PYTHON) has no venv module; install it (on Debian and Ubuntu: apt install python3-venv)" >&2; exit 2; }
+	@$(BIN)/python -c '' 2>/dev/null || $(PYTHON) -m venv --clear $(VENV)
+	@echo 'Installing what interflow needs into $(VENV); this takes some minutes, once.'
+	@$(BIN)/python -m pip install -qq -r requirements.txt || { echo 'make: the installation failed, see above; once the cause is mended the same command goes on' >&2; exit 2; }
+	@touch $(READY)

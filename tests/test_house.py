@@ -1,0 +1,223 @@
+"""The house rules that hold for every room, whatever it teaches. Each test lists all faults at once, with the place."""
+import ast
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from rooms import NBS, ROOT, cells, exports, imported, modules, name_of, notebooks, number_of, parse, source
+
+LARGE = {}    # tracked files that may be over 1 MB: path -> why
+PHOTOS = ROOT / 'data' / 'photos'
+
+
+def none(faults, mend=''):
+    "Fail with the list of faults, one a line, and what to do about them."
+    faults = list(faults)
+    if faults:
+        pytest.fail('\n'.join([*faults, mend]), pytrace=False)
+
+
+# ---------------------------------------------------------------- rooms and modules
+
+def test_one_number_one_room():
+    rooms = [path for path in notebooks() if number_of(path) is not None]
+    numbers = [number_of(path) for path in rooms]
+    makers = {}
+    for path in notebooks():
+        for module in exports(path):
+            makers.setdefault(module, []).append(name_of(path))
+    none([f'{name_of(path)}: the number is taken twice' for path in rooms if numbers.count(number_of(path)) > 1]
+         + [f'{module}: made by {" and ".join(paths)}' for module, paths in makers.items() if len(paths) > 1]
+         + [f'{name_of(path)}: exports, but has no number' for path in notebooks() if exports(path) and number_of(path) is None])
+
+
+def test_a_room_imports_only_lower_rooms():
+    made = {module: number_of(path) for path in notebooks() for module in exports(path)}
+    faults = []
+    for path in notebooks():
+        for i, cell in cells(path):
+            tree = parse(source(cell))
+            for module in sorted(imported(tree, made)) if tree else []:
+                place = f'{name_of(path)} cell {i}: imports {module}'
+                if module.startswith('.'):
+                    faults.append(f'{place}; write the absolute name')
+                elif module not in made and module != 'interflow':
+                    faults.append(f'{place}, which no room makes')
+                elif number_of(path) is not None and made.get(module, -1) >= number_of(path):
+                    faults.append(f'{place} of room {made[module]}; a room imports only rooms with lower numbers')
+    none(faults)
+
+
+@pytest.fixture(scope='module')
+def again(tmp_path_factory):
+    "A folder into which the notebooks were exported, and in which they were cleaned, once more."
+    folder = tmp_path_factory.mktemp('again')
+    shutil.copytree(NBS, folder / 'nbs', ignore=shutil.ignore_patterns('.ipynb_checkpoints'))
+    shutil.copy(ROOT / 'settings.ini', folder)
+    (folder / 'interflow').mkdir()
+    shutil.copy(ROOT / 'interflow' / '__init__.py', folder / 'interflow')
+    quiet = {name: value for name, value in os.environ.items() if name != 'IN_TEST'}    # nbdev exports nothing where this is set
+    for tool in 'nbdev_export', 'nbdev_clean':
+        done = subprocess.run([Path(sys.executable).with_name(tool)], cwd=folder, env=quiet, capture_output=True, text=True)
+        assert done.returncode == 0, f'{tool}:\n{done.stdout}{done.stderr}'
+    return folder
+
+
+def test_modules_are_what_the_notebooks_export(again):
+    ours = {path.relative_to(ROOT).as_posix(): path.read_bytes() for path in modules()}
+    theirs = {path.relative_to(again).as_posix(): path.read_bytes() for path in modules(again)}
+    none([f'{name}: not exported from any notebook' for name in sorted(ours.keys() - theirs.keys())]
+         + [f'{name}: exported, but missing' for name in sorted(theirs.keys() - ours.keys())]
+         + [f'{name}: differs from its notebook' for name in sorted(ours.keys() & theirs.keys()) if ours[name] != theirs[name]],
+         'Edit the notebooks, never the modules, and export them: .venv/bin/nbdev_export')
+
+
+def test_notebooks_are_clean(again):
+    none([f'{name_of(path)}: holds execution counts or metadata, or was written by another tool' for path in notebooks()
+          if path.read_bytes() != (again / name_of(path)).read_bytes()], 'Clean them: .venv/bin/nbdev_clean')
+
+
+def test_package_imports_alone():
+    "A user of the package has neither the notebook tools nor, until a figure is drawn, the plotting libraries."
+    script = '''
+import importlib, sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split('.')[0] in {absent}: raise ModuleNotFoundError(f'No module named {name!r} (it is blocked here)', name=name)
+sys.meta_path.insert(0, Absent())
+for name in sys.argv[1:]:
+    try: importlib.import_module(name)
+    except ImportError as fault: print(f'{name}: {fault}')
+'''.replace('{absent}', str({'nbdev', 'execnb', 'fastcore', 'ghapi', 'ipywidgets', 'IPython', 'jupyterlab', 'matplotlib', 'seaborn', 'pytest'}))
+    names = ['.'.join(path.relative_to(ROOT).with_suffix('').parts) for path in modules()]
+    done = subprocess.run([sys.executable, '-c', script, *names], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    none(done.stdout.splitlines())
+
+
+def test_modules_leave_devices_and_pickles_alone():
+    faults = []
+    for path in modules():
+        for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
+            if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+                continue
+            place = f'{name_of(path)}:{node.lineno}'
+            if node.func.attr == 'cuda':
+                faults.append(f'{place}: .cuda(); take the device of a tensor that is there')
+            if ast.unparse(node.func) == 'torch.load' and not any(k.arg == 'weights_only' and ast.unparse(k.value) == 'True' for k in node.keywords):
+                faults.append(f'{place}: torch.load without weights_only=True runs whatever the file holds')
+    none(faults)
+
+
+def test_public_names_have_docstrings():
+    faults = []
+    for path in modules():
+        tree = ast.parse(path.read_text(encoding='utf-8'))
+        methods = [node for owner in tree.body if isinstance(owner, ast.ClassDef) and owner.name[0] != '_' for node in owner.body
+                   if isinstance(node, ast.FunctionDef) and node.end_lineno - node.lineno >= 5]    # a short method is read, not looked up
+        public = [node for node in tree.body if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef))]
+        faults += [f'{name_of(path)}:{node.lineno}: {node.name} has no docstring' for node in public + methods
+                   if node.name[0] != '_' and not ast.get_docstring(node)]
+    none(faults)
+
+
+# ---------------------------------------------------------------- what a notebook stores
+
+def test_notebooks_hold_their_outputs():
+    none([f'{name_of(path)}: stored without outputs; a reader on the web sees no figure' for path in notebooks()
+          if not any(cell['outputs'] for _, cell in cells(path))], 'Run them and store what they show: make prepare')
+
+
+def test_notebooks_are_small():
+    none([f'{name_of(path)}: {path.stat().st_size // 1000} KB; at most 500 (figures of 96 dpi or less, one per idea)' for path in notebooks()
+          if path.stat().st_size > 500_000])
+
+
+def test_notebooks_store_no_errors():
+    none([f'{name_of(path)} cell {i}: a stored error ({output["ename"]}); catch it and print what the user is told' for path in notebooks()
+          for i, cell in cells(path) for output in cell['outputs'] if output['output_type'] == 'error'])
+
+
+def texts(cell):
+    "What a reader sees of a code cell as text: its source and its outputs, pictures left out."
+    yield source(cell)
+    for output in cell['outputs']:
+        shown = {'text': output.get('text', ''), **output.get('data', {})}
+        yield from (''.join(value) if isinstance(value, list) else json.dumps(value) for kind, value in shown.items() if 'image' not in kind)
+
+
+def test_notebooks_name_no_place_of_this_machine():
+    here = '|'.join(re.escape(str(place)) for place in {ROOT, Path.home(), Path(tempfile.gettempdir())} if len(place.parts) > 1)
+    local = re.compile(rf'(?<![\w.:/])/(?:home|root|tmp|work|Users|mnt|content|private|var/folders)/[^\s"\']*|\b[A-Z]:\\\\?[\w]+|(?:{here})\b')
+    none([f'{name_of(path)} cell {i}: {found[0]}' for path in notebooks() for i, cell in cells(path) for text in texts(cell)
+          for found in [local.search(text)] if found], 'Print names relative to a folder, never absolute paths')
+
+
+# ---------------------------------------------------------------- the map, the words beside it, the photographs, the sizes
+
+def test_the_map_has_every_room():
+    index = NBS / 'index.ipynb'
+    said = '\n'.join(source(cell) for _, cell in cells(index, 'markdown'))
+    none([f'{name_of(path)}: not on the map' for path in notebooks() if path != index and f']({path.relative_to(NBS).as_posix()})' not in said],
+         'Add the room to nbs/index.ipynb')
+
+
+def test_links_lead_somewhere():
+    prose = [(path, path.read_text(encoding='utf-8')) for path in [*ROOT.glob('*.md'), *PHOTOS.glob('*.md')]]
+    prose += [(path, source(cell)) for path in notebooks() for _, cell in cells(path, 'markdown')]
+    links = [(path, link) for path, text in prose for link in re.findall(r'\]\(([^()\s#]+)[^()\s]*\)', re.sub(r'`[^`]*`|\$[^$]*\$', '', text))]
+    none([f'{name_of(path)}: the link to {link} leads nowhere' for path, link in links
+          if not re.match(r'\w+:', link) and not (path.parent / link).exists()])
+
+
+def licence_rows():
+    "The rows of the licence table, as dictionaries of their columns."
+    lines = [line for line in (PHOTOS / 'LICENCES.md').read_text(encoding='utf-8').splitlines() if line.startswith('|')]
+    head, _, *rows = [[field.strip() for field in line.strip('|').split('|')] for line in lines]
+    return [dict(zip(head, row)) for row in rows]
+
+
+def photos():
+    "Everything in the splits' folders."
+    return sorted(path for path in PHOTOS.rglob('*') if path.is_file() and path.parent != PHOTOS)
+
+
+def test_every_photograph_has_its_licence():
+    listed = [row['file'] for row in licence_rows()]
+    there = [path.relative_to(PHOTOS).as_posix() for path in photos()]
+    none([f'{name}: listed in LICENCES.md, but missing' for name in sorted(set(listed) - set(there))]
+         + [f'{name}: not listed in LICENCES.md' for name in sorted(set(there) - set(listed))]
+         + [f'{name}: listed twice' for name in sorted(set(listed)) if listed.count(name) > 1]
+         + [f'{row["file"]}: no {field}' for row in licence_rows() for field in ('licence', 'author', 'source package', 'original') if not row.get(field)])
+    assert there, 'no photographs at all'
+
+
+def test_no_scene_is_in_two_splits():
+    places = {}
+    for path in photos():
+        with Image.open(path) as image:
+            marks = path.stem, hashlib.sha256(image.convert('RGB').tobytes()).hexdigest()
+        for mark in marks:
+            places.setdefault(mark, []).append(path.relative_to(PHOTOS).as_posix())
+    for row in licence_rows():
+        places.setdefault((row['source package'], row['original']), []).append(row['file'])
+    assert {path.parent.name for path in photos()} == {'train', 'val', 'test'}
+    none([f'the same scene twice: {" and ".join(names)}' for names in places.values() if len(names) > 1])
+
+
+def test_no_large_file_is_tracked():
+    if not (ROOT / '.git').exists():
+        pytest.skip('not a git checkout: what is tracked cannot be told')
+    names = subprocess.run(['git', 'ls-files', '-z'], cwd=ROOT, capture_output=True, check=True, text=True).stdout.split('\0')
+    sizes = {name: (ROOT / name).stat().st_size for name in names if name and (ROOT / name).is_file()}
+    assert sizes
+    none([f'{name}: {size / 1e6:.1f} MB' for name, size in sizes.items() if size > 1_000_000 and name not in LARGE],
+         'Keep it out of the repository, or list it with its reason in LARGE')
