@@ -178,6 +178,14 @@ def test_links_lead_somewhere():
           if not re.match(r'\w+:', link) and not (path.parent / link).exists()])
 
 
+def test_readme_example_runs(tmp_path):
+    examples = re.findall(r'^```python\n(.*?)^```', (ROOT / 'README.md').read_text(encoding='utf-8'), re.M | re.S)
+    assert examples, 'README.md shows no example'
+    for example in examples:
+        done = subprocess.run([sys.executable, '-c', example], cwd=tmp_path, env={**os.environ, 'PYTHONPATH': str(ROOT)}, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+
 def licence_rows():
     "The rows of the licence table, as dictionaries of their columns."
     lines = [line for line in (PHOTOS / 'LICENCES.md').read_text(encoding='utf-8').splitlines() if line.startswith('|')]
