@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['InterflowError', 'read_pixels', 'to_tensor', 'to_pixels', 'read_image', 'whole_file', 'whole_folder', 'write_image',
            'write_json', 'read_json', 'pad_to_multiple', 'check_image', 'derive_seed', 'make_generator', 'pick_device',
-           'data_folder', 'list_images', 'photographs', 'show']
+           'data_folder', 'list_images', 'photographs', 'progress', 'show']
 
 # %% ../nbs/00_core.ipynb #252b32a2
 from contextlib import contextmanager
@@ -14,11 +14,15 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 import tempfile
 
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
+from tqdm import tqdm
+
+import interflow
 
 # %% ../nbs/00_core.ipynb #9cf2e53f
 class InterflowError(ValueError):
@@ -186,7 +190,7 @@ def pick_device(name='auto'):
 
 def data_folder():
     "The repository's `data` folder, or the one named by the environment variable INTERFLOW_DATA."
-    return Path(os.environ.get('INTERFLOW_DATA') or Path(__file__).resolve().parent.parent / 'data')
+    return Path(os.environ.get('INTERFLOW_DATA') or Path(interflow.__path__[0]).resolve().parent / 'data')
 
 
 def list_images(folder):
@@ -205,6 +209,13 @@ def photographs(split='train'):
     return list_images(data_folder() / 'photos' / split)
 
 # %% ../nbs/00_core.ipynb #ed2fd7fa
+def progress(items=None, total=None, description='', unit='it', initial=0):
+    "A tqdm bar over `items` (or over `total` steps): live in a terminal, a line each 20 s in a log, silent in a notebook."
+    terminal = sys.stderr.isatty()
+    return tqdm(items, total=total, desc=description, unit=unit, initial=initial, disable='ipykernel' in sys.modules, dynamic_ncols=terminal,
+                mininterval=.2 if terminal else 20, maxinterval=20, leave=True)
+
+# %% ../nbs/00_core.ipynb #b2435c00
 def show(images, titles=None, width=3.2):
     """Show (3, H, W) or (H, W) images in a row, pixel for pixel.
 

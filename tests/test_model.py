@@ -1,0 +1,164 @@
+"""The model, its prior and its files."""
+import json
+import math
+
+import pytest
+import torch
+
+from interflow.checkpoints import load_model, save_model
+from interflow.core import InterflowError, make_generator, pad_to_multiple
+from interflow.layers.bijection import autograd_log_det
+from interflow.model import InterFlow, InterFlowConfig
+from interflow.prior import GaussianPrior, transport_map
+
+FACTORS = [2.1, 2.4, 3.0, 3.3, 3.75]
+
+
+def shaken(config=InterFlowConfig.tiny(), dtype=torch.float64, size=.03):
+    generator = torch.Generator().manual_seed(1)
+    torch.manual_seed(1)
+    model = InterFlow(config, generator).to(dtype).eval()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(size * torch.randn(p.shape, generator=generator, dtype=dtype))
+    return model
+
+
+@pytest.fixture(scope='module')
+def model():
+    return shaken(InterFlowConfig.tiny((2.1, 3.0, 3.75)))
+
+
+def rand(*shape, seed=0):
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@pytest.mark.parametrize('factor', FACTORS)
+def test_prior_agrees_with_torch_distributions(model, factor):
+    z = rand(2, 48, 2, 3) - .5
+    mean, root = model.prior.gaussian(factor)
+    reference = torch.distributions.MultivariateNormal(mean.expand(48), root @ root.T)
+    assert torch.allclose(model.prior.log_prob(z, factor), reference.log_prob(z.permute(0, 2, 3, 1)).sum((1, 2)), rtol=1e-9)
+
+
+@pytest.mark.parametrize('factor', FACTORS)
+def test_samples_have_the_priors_moments(model, factor):
+    draws = model.prior.sample((1, 48, 300, 400), factor, make_generator(0, factor))[0].flatten(1)
+    mean, root = model.prior.gaussian(factor)
+    sigma = root @ root.T
+    tolerance = 5 * sigma.diagonal().max() / math.sqrt(draws.shape[1])
+    assert (draws.mean(1) - mean).abs().max() < 5 * sigma.diagonal().max().sqrt() / math.sqrt(draws.shape[1])
+    assert (torch.cov(draws) - sigma).abs().max() < 2 * tolerance
+    cold = model.prior.sample((1, 48, 30, 40), factor, make_generator(0, factor), temperature=0.)
+    assert torch.allclose(cold, mean.expand_as(cold))
+
+
+def test_geodesic_is_the_shortest_way():
+    "Along the geodesic Wasserstein distances add up; along straight mixtures of covariances they do not."
+    prior = GaussianPrior((2.1, 3.75), 6).double()
+    with torch.no_grad():
+        prior.roots.add_(.3 * (rand(2, 6, 6) - .5))
+
+    def distance(first, second):
+        (m1, a1), (m2, a2) = first, second
+        transport = transport_map(a1, a2)
+        sigma1 = a1 @ a1.T
+        return ((m1 - m2) ** 2 * 6 + ((torch.eye(6) - transport) @ sigma1 @ (torch.eye(6) - transport)).trace()).sqrt()
+    ends = prior.gaussian(2.1), prior.gaussian(3.75)
+    for factor in (2.4, 3.0, 3.5):
+        middle = prior.gaussian(factor)
+        whole, parts = distance(*ends), distance(ends[0], middle) + distance(middle, ends[1])
+        assert torch.allclose(whole, parts, rtol=1e-6)
+        assert torch.allclose(distance(ends[0], middle), whole * (factor - 2.1) / 1.65, rtol=1e-6)
+
+
+@pytest.mark.parametrize('factor', [1., 2.0, 3.8, float('nan')])
+def test_unknown_factors_are_refused(model, factor):
+    with pytest.raises(InterflowError, match='factor'):
+        model.prior.gaussian(factor)
+
+
+@pytest.mark.parametrize('size', [(4, 8), (8, 8), (20, 12)])
+def test_encode_and_decode_are_inverse(model, size):
+    hr, lr = rand(2, 3, *size), rand(2, 3, *size, seed=1)
+    cond = model.condition(hr)
+    z, _ = model.encode(lr, cond)
+    assert z.shape == (2, 48, size[0] // 4, size[1] // 4)
+    assert torch.allclose(model.decode(z, cond), lr, atol=1e-9)
+
+
+def test_whole_model_log_det(model):
+    hr, lr = rand(1, 3, 4, 8), rand(1, 3, 4, 8, seed=1)
+    cond = model.condition(hr)
+    z, log_det = model.encode(lr, cond)
+    assert torch.allclose(log_det, autograd_log_det(lambda x: model.encode(x, cond)[0], lr), atol=1e-7)
+    assert torch.allclose(-log_det, autograd_log_det(lambda x: model.decode(x, cond), z.detach()), atol=1e-7)
+
+
+def test_density_integrates_to_one_in_a_plane():
+    "exp(log_prob) against the prior's density carried by samples: the mean of 1 = E[p(x)/q(x)] under x drawn from the model."
+    model = shaken(InterFlowConfig.tiny())
+    cond = model.condition(rand(1, 3, 4, 4))
+    x = model.sample(cond, 3.0, make_generator(0, 'draw'))
+    z, log_det = model.encode(x, cond)
+    assert torch.allclose(model.log_prob(x, cond, 3.0), model.prior.log_prob(z, 3.0) + log_det)
+
+
+def test_gradients_reach_every_parameter():
+    model = shaken()
+    cond = model.condition(rand(2, 3, 8, 12))
+    sum(model.log_prob(rand(2, 3, 8, 12, seed=1), cond, factor).sum() for factor in model.config.factors).backward()
+    assert not [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+
+
+@pytest.mark.parametrize('size', [(6, 8), (8, 10), (5, 5)])
+def test_sizes_that_are_no_multiples_of_4(model, size):
+    with pytest.raises(InterflowError, match='multiple of 4'):
+        model.condition(rand(1, 3, *size))
+    padded, (height, width) = pad_to_multiple(rand(1, 3, *size))
+    cond = model.condition(padded)
+    lr = pad_to_multiple(rand(1, 3, *size, seed=1))[0]
+    assert torch.allclose(model.decode(model.encode(lr, cond)[0], cond)[..., :height, :width], rand(1, 3, *size, seed=1), atol=1e-9)
+
+
+def test_pair_on_different_grids_is_refused(model):
+    with pytest.raises(InterflowError, match='same grid'):
+        model.encode(rand(1, 3, 8, 8), model.condition(rand(1, 3, 8, 12)))
+
+
+def test_samples_depend_on_the_generator_alone(model):
+    cond = model.condition(rand(1, 3, 8, 8))
+    first, again, other = (model.sample(cond, 3.0, make_generator(seed, 'sample')) for seed in (0, 0, 1))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
+def test_save_and_load_are_exact(tmp_path, dtype):
+    model = shaken(dtype=torch.float32)
+    save_model(tmp_path / 'model', model)
+    again = load_model(tmp_path / 'model')
+    assert again.config == model.config
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name]), name
+    hr, lr = rand(1, 3, 8, 8).to(dtype), rand(1, 3, 8, 8, seed=1).to(dtype)
+    model, again = model.to(dtype), again.to(dtype)
+    assert torch.equal(model.log_prob(lr, model.condition(hr), 2.5), again.log_prob(lr, again.condition(hr), 2.5))
+
+
+def test_checkpoint_of_another_preset(tmp_path):
+    save_model(tmp_path / 'model', shaken(dtype=torch.float32))
+    path = tmp_path / 'model' / 'config.json'
+    path.write_text(json.dumps({**json.loads(path.read_text()), 'hidden': 32}))
+    with pytest.raises(InterflowError, match='model.safetensors.*another preset'):
+        load_model(tmp_path / 'model')
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='no CUDA device')
+def test_cuda_agrees_with_cpu():
+    model = shaken(dtype=torch.float32)
+    hr, lr = rand(1, 3, 32, 48).float(), rand(1, 3, 32, 48, seed=1).float()
+    here = model.log_prob(lr, model.condition(hr), 2.5)
+    model, hr, lr = model.to('cuda'), hr.to('cuda'), lr.to('cuda')
+    cond = model.condition(hr)
+    assert torch.allclose(model.log_prob(lr, cond, 2.5).cpu(), here, rtol=1e-3)
+    assert model.sample(cond, 2.5, make_generator(0, 'cuda', device='cuda')).device.type == 'cuda'
