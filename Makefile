@@ -25,10 +25,14 @@ lab: $(READY)  ## JupyterLab on the notebooks, for this machine only; it opens a
 
 prepare: $(READY)  ## before a commit: export the notebooks, run them, store their outputs, clean them
 	@$(BIN)/nbdev_export
-	@find nbs -name '*.ipynb' -not -path '*/.ipynb_checkpoints/*' | sort | OMP_NUM_THREADS=1 \
-	  xargs -n 1 -P 2 $(BIN)/jupyter-nbconvert --to notebook --execute --inplace --ExecutePreprocessor.timeout=600 --log-level=WARN
-	@$(BIN)/nbdev_clean
+	@find nbs -name '*.ipynb' -not -path '*/.ipynb_checkpoints/*' | sort | OMP_NUM_THREADS=1 xargs -n 1 -P 2 sh -c '$(STORE)'; \
+	  code=$$?; $(BIN)/nbdev_clean; exit $$code
 	@echo 'exported, run and cleaned; see the changes with: git status'
+
+# One notebook: run and stored, or left as it was and named.
+STORE = $(BIN)/jupyter-nbconvert --to notebook --execute --inplace --log-level=ERROR \
+	  --ExecutePreprocessor.timeout=600 --ExecutePreprocessor.extra_arguments=--log-level=ERROR "$$0" \
+	  && echo "ran $$0" || { echo "make: $$0 does not run" >&2; exit 1; }
 
 # The mark is made last: an installation that was cut off is begun again, a whole one is not repeated.
 $(READY): requirements.txt constraints.txt settings.ini setup.py
