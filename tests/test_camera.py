@@ -6,9 +6,9 @@ import pytest
 import torch
 from skimage.registration import phase_cross_correlation
 
-from interflow.camera import (BLACK_LEVEL, CAMERAS, MARGIN, WHITE_LEVEL, Colour, add_noise, airy_mtf, box_mtf, demosaic, develop, draw_colour,
-                              draw_residuals, get_camera, measure_mtf, mosaic, project, quantise, register, shoot, slanted_edge, unprocess,
-                              white_balance)
+from interflow.camera import (BLACK_LEVEL, CAMERAS, MARGIN, WHITE_LEVEL, Colour, add_noise, airy_mtf, box_mtf, demosaic, develop,
+                              draw_colour, draw_residuals, get_camera, measure_mtf, mosaic, project, quantise, register, shoot,
+                              slanted_edge, unprocess, white_balance)
 from interflow.core import InterflowError, make_generator, photographs, read_image, to_pixels, to_tensor
 
 PHOTOGRAPHS = [path for split in ('train', 'val', 'test') for path in photographs(split)]
@@ -43,12 +43,16 @@ def test_every_colour_matrix_is_physical():
 
 @pytest.mark.parametrize('name', CAMERAS)
 @pytest.mark.parametrize('factor', [1., 2.1, 2.5, 3., 3.75])
-def test_sharpness_is_optics_times_pixel(name, factor):
+@pytest.mark.parametrize('upright', [True, False])
+def test_sharpness_is_optics_times_pixel(name, factor, upright):
     camera, angle, blur = CAMERAS[name], math.radians(5), .5
-    plane = project(slanted_edge((448, 448), 5., blur).expand(3, 448, 448), camera, factor, (.2, -.4))
+    edge = slanted_edge((448, 448), 5., blur)
+    plane = project((edge if upright else edge.T).expand(3, 448, 448), camera, factor, (.2, -.4))
+    plane = plane if upright else plane.mT
     for channel, wavelength in zip(plane[:, MARGIN + 4:-MARGIN - 4, MARGIN + 4:-MARGIN - 4], camera.wavelengths):
         frequency, measured = measure_mtf(channel)
-        analytic = airy_mtf(frequency, wavelength, camera.f_number, camera.pitch) * box_mtf(frequency * math.cos(angle)) * box_mtf(frequency * math.sin(angle))
+        pixel = box_mtf(frequency * math.cos(angle)) * box_mtf(frequency * math.sin(angle))
+        analytic = airy_mtf(frequency, wavelength, camera.f_number, camera.pitch) * pixel
         own = torch.exp(-2 * (math.pi * blur * frequency / factor) ** 2)
         assert (measured / own - analytic)[frequency <= .45].abs().max() < .03
 
@@ -135,7 +139,8 @@ def test_noise_false_is_the_same_shot_without_noise(name):
 
 
 @pytest.mark.parametrize('wrong', [dict(factor=.99), dict(factor=4.01), dict(factor=math.nan), dict(camera='pentax'),
-                                   dict(photo=torch.rand(1, 8, 8)), dict(photo=torch.full((3, 8, 8), math.nan)), dict(photo=torch.rand(2, 3, 8, 8))])
+                                   dict(photo=torch.rand(1, 8, 8)), dict(photo=torch.full((3, 8, 8), math.nan)),
+                                   dict(photo=torch.rand(2, 3, 8, 8))])
 def test_faults_are_told_in_one_line(wrong):
     with pytest.raises(InterflowError) as fault:
         shoot(**{'photo': torch.rand(3, 8, 8), 'factor': 2., 'camera': 'canon'} | wrong)
