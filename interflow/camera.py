@@ -259,13 +259,13 @@ def jpeg(image, quality):
     return to_tensor(np.asarray(Image.open(buffer)))
 
 # %% ../nbs/01_camera.ipynb #887809d2
-def shoot(photo, factor, camera, seed=0, scene='', noise=True):
+def shoot(photo, factor, camera, seed=0, scene='', noise=True, take=0):
     """Photograph a photograph at a shorter focal length and register the shot onto the photograph's grid.
 
     `photo` (3, H, W) sRGB in [0, 1]; `factor` a float in [1, 4] (105 mm divided by the focal length); `camera` a `Camera` or the
     name of a preset -> (3, H, W) float32 in [0, 1] on the device of `photo`, exact in 8 bits. With `noise=False` the same shot without
-    shot and read noise, without JPEG and not rounded: the truth's mean image. `seed` and `scene` decide everything random; the same
-    arguments give the same bytes.
+    shot and read noise, without JPEG and not rounded: the truth's mean image. `take` counts repeated shots, which differ in nothing but
+    noise. `seed`, `scene` and `take` decide everything random; the same arguments give the same bytes.
     Raises `InterflowError` for a factor outside [1, 4], an unknown camera or an image that is not RGB or not finite.
     """
     camera = get_camera(camera) if isinstance(camera, str) else camera
@@ -277,7 +277,7 @@ def shoot(photo, factor, camera, seed=0, scene='', noise=True):
     colour, residuals = draw_colour(camera, seed, scene), draw_residuals(camera, factor, seed, scene)
     raw = mosaic(project(unprocess(photo.cpu(), colour), camera, factor, residuals.phase))
     if noise:
-        raw = add_noise(raw, camera, make_generator(seed, 'camera', camera.name, scene, float(factor), 'noise'))
+        raw = add_noise(raw, camera, make_generator(seed, 'camera', camera.name, scene, float(factor), 'noise', take))
     display = develop(demosaic(quantise(raw), colour), colour)
     display = register(display, photo.shape[-2:], factor, residuals.phase, residuals.shift)
     shot = (residuals.gain * display + residuals.offset).clamp(0, 1)

@@ -131,11 +131,22 @@ def test_a_shot_is_exact_in_eight_bits_and_of_any_size():
 @pytest.mark.parametrize('name', CAMERAS)
 def test_noise_false_is_the_same_shot_without_noise(name):
     grey = torch.full((3, 120, 160), .5)
-    difference = 255 * (shoot(grey, 3., name, scene='g') - shoot(grey, 3., name, scene='g', noise=False))
+    truth = shoot(grey, 3., name, scene='g', noise=False)
+    difference = 255 * torch.stack([shoot(grey, 3., name, scene='g', take=take) - truth for take in range(8)])
     assert difference.mean().abs() < .2
-    assert 2.5 < difference.std((1, 2)).mean() < 4
+    assert 2.5 < difference.std((2, 3)).mean() < 4
     clean = shoot(scene(), 3., name, noise=False)
     assert not torch.equal(to_tensor(to_pixels(clean)), clean), 'not rounded'
+
+
+def test_takes_differ_in_noise_alone():
+    photo = scene()
+    first, second = (shoot(photo, 2.5, CANON, scene='a', take=take) for take in (0, 1))
+    truth = shoot(photo, 2.5, CANON, scene='a', noise=False)
+    assert torch.equal(first, shoot(photo, 2.5, CANON, scene='a')) and not torch.equal(first, second)
+    assert torch.equal(truth, shoot(photo, 2.5, CANON, scene='a', noise=False, take=1))
+    errors = torch.stack([(first - truth).flatten(), (second - truth).flatten()])
+    assert torch.corrcoef(errors)[0, 1].abs() < .5, 'independent but for what processing itself changes'
 
 
 @pytest.mark.parametrize('wrong', [dict(factor=.99), dict(factor=4.01), dict(factor=math.nan), dict(camera='pentax'),
