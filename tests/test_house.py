@@ -137,8 +137,8 @@ def test_notebooks_hold_their_outputs():
 
 
 def test_notebooks_are_small():
-    none([f'{name_of(path)}: {path.stat().st_size // 1000} KB; at most 500 (figures of 96 dpi or less, one per idea)' for path in notebooks()
-          if path.stat().st_size > 500_000])
+    none([f'{name_of(path)}: {path.stat().st_size // 1024} KB; at most 500 (figures of 96 dpi or less, one per idea)' for path in notebooks()
+          if path.stat().st_size > 500 * 1024])
 
 
 def test_notebooks_store_no_errors():
