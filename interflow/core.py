@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['InterflowError', 'read_pixels', 'to_tensor', 'to_pixels', 'read_image', 'whole_file', 'whole_folder', 'write_image',
-           'write_json', 'read_json', 'pad_to_multiple', 'check_image', 'derive_seed', 'make_generator', 'pick_device',
-           'data_folder', 'list_images', 'photographs', 'progress', 'show']
+           'write_json', 'write_csv', 'read_json', 'pad_to_multiple', 'check_image', 'derive_seed', 'make_generator',
+           'pick_device', 'data_folder', 'list_images', 'photographs', 'progress', 'show']
 
 # %% ../nbs/00_core.ipynb #252b32a2
 from contextlib import contextmanager
 from pathlib import Path
+import csv
 import hashlib
 import json
 import os
@@ -130,6 +131,14 @@ def write_json(path, value):
     "Write `value` as indented JSON, whole or not at all."
     with whole_file(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2) + '\n', encoding='utf-8')
+
+
+def write_csv(path, rows):
+    "Write a list of dicts with the same keys as CSV, whole or not at all."
+    with whole_file(path) as temporary, open(temporary, 'w', newline='', encoding='utf-8') as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator='\n')
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def read_json(path):

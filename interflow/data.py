@@ -50,12 +50,13 @@ def begin_folder(folder, settings, name):
 
 
 def simulate(photos, out, factors=(2.1, 3.0, 3.75), camera='canon', seed=0):
-    """Photograph every image in the folder `photos` with the simulated camera and write the set `out`.
+    """Photograph every image of `photos` (a folder, or a list of files) with the simulated camera and write the set `out`.
 
     Writes `out/HR/NAME.png` (factor 1) and `out/xFACTOR/NAME.png`, 8-bit PNG; files that are there already are kept, so an interrupted
     run resumes. Returns the scenes. Raises `InterflowError` for unreadable images and for an `out` of other settings.
     """
-    paths, factors = list_images(photos), tuple(float(f) for f in factors)
+    paths = list(photos) if isinstance(photos, (list, tuple)) else list_images(photos)
+    factors = tuple(float(f) for f in factors)
     images = {path: read_image(path) for path in paths}          # all are read before anything is written
     begin_folder(out, dict(camera=camera, seed=seed, factors=list(factors), photos=[path.stem for path in paths]), 'set.json')
     shots = [(path, factor) for path in paths for factor in (1., *factors)]

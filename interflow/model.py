@@ -46,7 +46,7 @@ class InterFlowConfig:
     @classmethod
     def tiny(cls, factors=(2.1, 3.75)):
         "The same architecture for minutes on a laptop's CPU: fewer blocks, steps and channels."
-        return cls(factors=factors, channels=24, growth=12, blocks=2, taps=(0, 1), hidden=24, steps=4)
+        return cls(factors=factors, channels=48, growth=16, blocks=1, taps=(0,), hidden=24, steps=4)
 
 # %% ../nbs/11_model.ipynb #39264801
 class Condition(NamedTuple):

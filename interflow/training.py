@@ -146,7 +146,7 @@ def plain(settings):
 # %% ../nbs/14_training.ipynb #5e536423
 PRESETS = {
     'paper': TrainConfig(),
-    'tiny': TrainConfig(steps=1500, batch_size=4, patch=64, learning_rate=2e-3, halve_at=(.5, .7, .8, .9, .95), warmup=20, clip=10., save_every=200),
+    'tiny': TrainConfig(steps=800, batch_size=8, patch=48, learning_rate=1e-3, halve_at=(.4, .6, .75, .85, .95), warmup=20, clip=100., save_every=100),
 }
 
 
