@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['CAMERAS', 'MARGIN', 'BLACK_LEVEL', 'WHITE_LEVEL', 'Camera', 'get_camera', 'Colour', 'draw_colour', 'unprocess',
            'white_balance', 'develop', 'airy_mtf', 'box_mtf', 'sensor_positions', 'project', 'mosaic', 'add_noise',
-           'quantise', 'demosaic', 'register', 'Residuals', 'draw_residuals', 'jpeg', 'shoot', 'slanted_edge',
-           'measure_mtf']
+           'quantise', 'demosaic', 'register', 'Residuals', 'draw_residuals', 'jpeg', 'check_factor', 'shoot',
+           'slanted_edge', 'measure_mtf']
 
 # %% ../nbs/01_camera.ipynb #aa633118
 from dataclasses import dataclass
@@ -259,6 +259,12 @@ def jpeg(image, quality):
     return to_tensor(np.asarray(Image.open(buffer)))
 
 # %% ../nbs/01_camera.ipynb #887809d2
+def check_factor(factor):
+    "`InterflowError` unless `factor` lies in [1, 4]."
+    if not 1 <= factor <= 4:
+        raise InterflowError(f'factor {factor}: outside [1, 4]; the camera zooms from 1 (105 mm) to 4 (26.25 mm)')
+
+
 def shoot(photo, factor, camera, seed=0, scene='', noise=True, take=0):
     """Photograph a photograph at a shorter focal length and register the shot onto the photograph's grid.
 
@@ -269,8 +275,7 @@ def shoot(photo, factor, camera, seed=0, scene='', noise=True, take=0):
     Raises `InterflowError` for a factor outside [1, 4], an unknown camera or an image that is not RGB or not finite.
     """
     camera = get_camera(camera) if isinstance(camera, str) else camera
-    if not 1 <= factor <= 4:
-        raise InterflowError(f'factor {factor}: outside [1, 4]; the camera zooms from 1 (105 mm) to 4 (26.25 mm)')
+    check_factor(factor)
     check_image(photo, scene or 'photo')
     if photo.ndim != 3:
         raise InterflowError(f'{scene or "photo"}: has shape {tuple(photo.shape)}, not (3, H, W); give one photograph at a time')

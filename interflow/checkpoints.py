@@ -56,6 +56,8 @@ def load_weights(folder, module):
     wrong = [name for name in expected | state if name not in state or name not in expected or state[name].shape != expected[name].shape]
     if wrong:
         raise InterflowError(f'{path}: {len(wrong)} weights do not fit, the first is {wrong[0]}; the weights are of another preset than config.json says')
+    if broken := [name for name, value in state.items() if not torch.isfinite(value).all()]:
+        raise InterflowError(f'{path}: {len(broken)} weights are not finite, the first is {broken[0]}; the training diverged, train again with a lower learning rate')
     module.load_state_dict(state)
     return module
 

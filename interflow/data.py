@@ -16,7 +16,7 @@ import re
 import numpy as np
 import torch
 
-from .camera import shoot
+from .camera import check_factor, get_camera, shoot
 from .core import InterflowError, list_images, progress, read_image, read_json, read_pixels, to_tensor, write_image, write_json
 
 # %% ../nbs/02_data.ipynb #16c1f214
@@ -57,7 +57,10 @@ def simulate(photos, out, factors=(2.1, 3.0, 3.75), camera='canon', seed=0):
     """
     paths = list(photos) if isinstance(photos, (list, tuple)) else list_images(photos)
     factors = tuple(float(f) for f in factors)
-    images = {path: read_image(path) for path in paths}          # all are read before anything is written
+    get_camera(camera)
+    for factor in factors:
+        check_factor(factor)
+    images = {path: read_image(path) for path in paths}          # everything is checked before anything is written
     begin_folder(out, dict(camera=camera, seed=seed, factors=list(factors), photos=[path.stem for path in paths]), 'set.json')
     shots = [(path, factor) for path in paths for factor in (1., *factors)]
     for path, factor in progress(shots, description='simulate', unit='shot'):
@@ -133,10 +136,8 @@ def read_scene(scene, factors, read=read_pixels):
 
 # %% ../nbs/02_data.ipynb #70490cf3
 def crop_alike(images, patch, random):
-    "The same random crop, flips and transposition of every (H, W, 3) array in `images`; `random` a numpy Generator. `InterflowError` if too small."
+    "The same random crop, flips and transposition of every (H, W, 3) array in `images`, none smaller than `patch`; `random` a numpy Generator."
     height, width = images[0].shape[:2]
-    if min(height, width) < patch:
-        raise InterflowError(f'patch {patch}: larger than an image of {height}x{width}; choose a smaller patch')
     top, left = random.integers(height - patch + 1), random.integers(width - patch + 1)
     flip_rows, flip_columns, transpose = random.integers(2, size=3).astype(bool)
     out = []
@@ -152,14 +153,19 @@ class PairBatches:
     """Batches of HR crops with their LR crops at every factor, as a function of the step.
 
     `batches(step)` -> `{'hr': (B, 3, P, P), 'lr': (F, B, 3, P, P)}` float32 in [0, 1], F the factors in order. Images are decoded once.
-    Raises `InterflowError` for scenes without one of the factors and for pairs of different size.
+    Raises `InterflowError` for scenes without one of the factors, smaller than the patch, and for pairs of different size.
     """
 
     def __init__(self, scenes, factors, patch, batch_size, seed=0):
         self.scenes, self.factors, self.patch, self.batch_size, self.seed = list(scenes), tuple(factors), patch, batch_size, seed
         self.read = lru_cache(maxsize=None)(read_pixels)
         for scene in self.scenes:
-            read_scene(scene, self.factors, self.read)      # a bad pair is found before training, not in its midst
+            self._check(scene)      # a bad pair is found before training, not in its midst
+
+    def _check(self, scene):
+        height, width = read_scene(scene, self.factors, self.read)[0].shape[:2]
+        if min(height, width) < self.patch:
+            raise InterflowError(f'{scene.hr}: is {height}x{width}, smaller than the patch of {self.patch}; choose a smaller patch or remove the scene')
 
     def __call__(self, step):
         "The batch of `step`."

@@ -111,6 +111,7 @@ def _check(model, scenes, factors, path):
         for factor in ends:
             if factor not in scene.lr:
                 raise InterflowError(f'{scene.hr}: no LR image at factor {factor:g}, which path {path} needs; use path sample, which needs none')
+        read_scene(scene, ends)      # unreadable files and sizes that differ are found here
     return ends
 
 

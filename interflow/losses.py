@@ -81,28 +81,23 @@ def interflow_loss(model, batch, generator=None, weights=LossWeights()):
     z, log_det = z.unflatten(0, (count, scenes)), log_det.unflatten(0, (count, scenes))
     log_prob = torch.stack([model.prior.log_prob(z[i], factor) + log_det[i] for i, factor in enumerate(model.config.factors)])
     true = torch.arange(count, device=lr.device)[:, None].expand(count, scenes)
-    terms = dict(nll=nll(log_prob, pixels).mean(), consistency=_consistency_term(model, lr, z, cond, generator),
-                 bottleneck=information_bottleneck(model.prior.log_posterior(z.flatten(0, 1)), true.flatten()).mean())
-    if weights.pixel:
-        terms['pixel'] = _pixel_term(model, lr, cond)
+    terms = {'nll': nll(log_prob, pixels).mean(), **_decoded_terms(model, lr, z, cond, generator, weights),
+             'bottleneck': information_bottleneck(model.prior.log_posterior(z.flatten(0, 1)), true.flatten()).mean()}
     total = terms['nll'] + sum(getattr(weights, name) * term for name, term in terms.items() if name != 'nll')
     return total, {**{name: term.detach() for name, term in terms.items()}, 'bits_per_dim': bits_per_dim(log_prob, pixels).mean().detach()}
 
 
-def _consistency_term(model, lr, z, cond, generator):
-    "For two of the factors and a random true factor between them, a fresh one for each scene."
-    factors = model.config.factors
-    if len(factors) < 2:
-        return lr.new_zeros(())
-    order = torch.randperm(len(factors), generator=generator, device=lr.device)[:2].sort().values.tolist()
-    low, high = order
-    position = torch.rand(lr.shape[1], generator=generator, device=lr.device, dtype=lr.dtype)     # t uniform: so is a
-    generated = model.decode(mix(z[low], z[high], position), cond)
-    return consistency(generated, dequantise(mix(lr[low], lr[high], position), generator))
-
-# %% ../nbs/13_losses.ipynb #2c31ebe4
-def _pixel_term(model, lr, cond):
-    "L1 between the photographs and what the centres of the Gaussians decode to, all factors in one batch."
+def _decoded_terms(model, lr, z, cond, generator, weights):
+    "Consistency, and the pixel term where it has a weight; all that they decode goes through the flow in one batch."
     count, scenes = lr.shape[:2]
-    centres = model.prior.means.repeat_interleave(scenes).view(-1, 1, 1, 1).expand(count * scenes, *cond.shape[1:])
-    return (model.decode(centres, cond.repeat(count)) - lr.flatten(0, 1)).abs().mean()
+    order = torch.randperm(count, generator=generator, device=lr.device)[:2].sort().values.tolist()
+    low, high = order[0], order[-1]
+    position = torch.rand(scenes, generator=generator, device=lr.device, dtype=lr.dtype)     # the factor is uniform, so is a
+    latents = [mix(z[low], z[high], position)]
+    if weights.pixel:
+        latents += [mean.expand(cond.shape) for mean in model.prior.means]
+    decoded = model.decode(torch.cat(latents), cond.repeat(len(latents))).unflatten(0, (len(latents), scenes))
+    terms = {'consistency': consistency(decoded[0], dequantise(mix(lr[low], lr[high], position), generator))}
+    if weights.pixel:
+        terms['pixel'] = (decoded[1:] - lr).abs().mean()
+    return terms

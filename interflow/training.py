@@ -105,15 +105,14 @@ def fit(model, loss, batches, config, out, settings=None, device='auto', descrip
     objective, optimizer, schedule = accelerator.prepare(Objective(model.train(), loss), optimizer, schedule)
     record = _resume(accelerator, out)
     guard = Guard(config, record['skipped'])
-    bar = progress(total=config.steps, description=description, unit='step', initial=record['step'])
-    for step in range(record['step'], config.steps):
-        record['history'].append(_step(accelerator, objective, optimizer, schedule, batches, config, guard, step))
-        record.update(step=step + 1, skipped=guard.skipped)
-        bar.set_postfix(loss=f'{record["history"][-1]["loss"]:.3f}', skipped=guard.skipped, refresh=False)
-        bar.update()
-        if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
-            _save(accelerator, out, record)
-    bar.close()
+    with progress(total=config.steps, description=description, unit='step', initial=record['step']) as bar:
+        for step in range(record['step'], config.steps):
+            record['history'].append(_step(accelerator, objective, optimizer, schedule, batches, config, guard, step))
+            record.update(step=step + 1, skipped=guard.skipped)
+            bar.set_postfix(loss=f'{record["history"][-1]["loss"]:.3f}', skipped=guard.skipped, refresh=False)
+            bar.update()
+            if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
+                _save(accelerator, out, record)
     accelerator.end_training()
     model.eval()
     return record['history']
@@ -146,7 +145,7 @@ def plain(settings):
 # %% ../nbs/14_training.ipynb #5e536423
 PRESETS = {
     'paper': TrainConfig(),
-    'tiny': TrainConfig(steps=800, batch_size=8, patch=48, learning_rate=1e-3, halve_at=(.4, .6, .75, .85, .95), warmup=20, clip=100., save_every=100),
+    'tiny': TrainConfig(steps=700, batch_size=8, patch=48, learning_rate=1e-3, halve_at=(.4, .6, .75, .85, .95), warmup=20, clip=100., save_every=100),
 }
 
 

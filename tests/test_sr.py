@@ -11,10 +11,9 @@ import pytest
 import torch
 from torch import nn
 
-from interflow.core import InterflowError, make_generator, read_image, read_json, write_image, write_json
+from interflow.core import InterflowError, make_generator, read_image, read_json, write_csv, write_image, write_json
 from interflow.data import Scene, read_set
-from interflow.sr.evaluation import (evaluate, format_table, largest_difference, plot_crops, plot_summary, read_rows, summarise, super_resolve,
-                                     write_rows)
+from interflow.sr.evaluation import (evaluate, format_table, largest_difference, plot_crops, plot_summary, read_rows, summarise, super_resolve)
 from interflow.sr.rcan import RCAN, RCANConfig, from_published, published_name
 from interflow.sr.training import SR_PRESETS, Source, SRBatches, load_rcan, save_rcan, train_sr
 
@@ -288,7 +287,7 @@ def test_a_broken_network_is_named(pairs, network):
 
 def test_rows_survive_the_file(pairs, tmp_path):
     rows = evaluate({'a, "b"': lambda lr: lr}, pairs, (2.1,))
-    write_rows(tmp_path / 'rows.csv', rows)
+    write_csv(tmp_path / 'rows.csv', rows)
     assert read_rows(tmp_path / 'rows.csv') == rows
     with open(tmp_path / 'rows.csv', newline='') as file:
         assert next(csv.reader(file)) == ['network', 'factor', 'scene', 'psnr_y', 'ssim_y']

@@ -1,0 +1,135 @@
+"""Runs that are killed, resumed, repeated: they end as if nothing had happened."""
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from interflow.checkpoints import load_model, save_model
+from interflow.core import InterflowError, make_generator, photographs, read_image, write_image
+from interflow.data import FACTOR_OF_LABEL, PairBatches, read_set, simulate
+from interflow.generation import generate, generate_scene, neighbours
+from interflow.model import InterFlow, InterFlowConfig
+
+TRAIN = ['--steps', '14', '--save-every', '2', '--patch', '32', '--batch-size', '2', '--device', 'cpu']
+
+
+def command(*arguments):
+    "The command as a process of its own, with one thread, so that sums are rounded alike."
+    return [sys.executable, '-c', 'from interflow.cli import main; main()', *map(str, arguments)]
+
+
+def environment():
+    return {**os.environ, 'OMP_NUM_THREADS': '1'}
+
+
+def run(*arguments):
+    done = subprocess.run(command(*arguments), capture_output=True, text=True, env=environment())
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope='module')
+def pairs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('pairs')
+    for path in photographs('val')[:2]:
+        write_image(folder / 'photos' / f'{path.stem}.png', read_image(path)[:, 200:250, 300:366])      # no multiples of 4
+    simulate(folder / 'photos', folder / 'set', (2.1, 3.0, 3.75), 'nikon', 3)
+    return folder / 'set'
+
+
+def kill_after(process, file, step):
+    "Kill `process` without warning as soon as `file` says that `step` was saved."
+    for _ in range(6000):
+        if process.poll() is not None or (file.exists() and json.loads(file.read_text())['step'] >= step):
+            break
+        time.sleep(.01)
+    assert process.poll() is None, 'it ended before it could be killed'
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+@pytest.mark.parametrize('what', ['train', 'train-sr'])
+def test_a_killed_training_ends_like_one_that_was_left_alone(pairs, tmp_path, what):
+    run(what, pairs, tmp_path / 'whole', *TRAIN)
+    process = subprocess.Popen(command(what, pairs, tmp_path / 'killed', *TRAIN), env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    kill_after(process, tmp_path / 'killed/state/progress.json', 2)
+    assert not (tmp_path / 'killed/model').exists()
+    run(what, pairs, tmp_path / 'killed', *TRAIN)
+    for name in ('model.safetensors', 'config.json'):
+        assert (tmp_path / 'whole/model' / name).read_bytes() == (tmp_path / 'killed/model' / name).read_bytes()
+    assert not list(tmp_path.rglob('*.part')) or (tmp_path / 'killed/state').exists()
+    before = (tmp_path / 'killed/model/model.safetensors').stat().st_mtime_ns
+    run(what, pairs, tmp_path / 'killed', *TRAIN)
+    assert json.loads((tmp_path / 'killed/state/progress.json').read_text())['step'] == 14 and before
+
+
+@pytest.fixture(scope='module')
+def model():
+    torch.manual_seed(0)
+    model = InterFlow(InterFlowConfig.tiny(), make_generator(0, 'model'))
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(.02 * torch.randn(p.shape, generator=make_generator(0, *p.shape)))
+    return model.eval()
+
+
+@pytest.mark.parametrize('path', ['pixels', 'linear', 'sample'])
+def test_generation_resumes_to_the_same_bytes(model, pairs, tmp_path, path):
+    scenes, factors = read_set(pairs), (2.5, 3.0)
+    made = generate(model, scenes, tmp_path / 'a', factors, path, seed=4, device='cpu')
+    assert [sorted(scene.lr) for scene in made] == [[2.5, 3.0]] * 2
+    assert read_image(made[0].lr[2.5]).shape == read_image(scenes[0].hr).shape
+    files = {p.relative_to(tmp_path / 'a'): p.read_bytes() for p in (tmp_path / 'a').rglob('*.png')}
+    for gone in list(files)[::2]:
+        (tmp_path / 'a' / gone).unlink()
+    generate(model, scenes, tmp_path / 'a', factors, path, seed=4, device='cpu')
+    generate(model, scenes[::-1][:1] + scenes[:1], tmp_path / 'b', factors, path, seed=4, device='cpu')
+    assert files == {p.relative_to(tmp_path / 'a'): p.read_bytes() for p in (tmp_path / 'a').rglob('*.png')}
+    names = {name: number for folder in 'ab' for number, name in json.loads((tmp_path / folder / 'scenes.json').read_text()).items() if folder == 'b'}
+    first = json.loads((tmp_path / 'a/scenes.json').read_text())['Canon_001']
+    assert (tmp_path / f'b/scale_2.5/{names[first]}_LR3.png').read_bytes() == files[next(f for f in files if f.as_posix() == 'scale_2.5/Canon_001_LR3.png')], 'order does not matter'
+
+
+def test_at_a_trained_factor_the_mixture_is_the_photograph(model, pairs):
+    scene = read_set(pairs)[0]
+    lr = {factor: read_image(scene.lr[factor]) for factor in (2.1, 3.75)}
+    for factor, image in zip(lr, generate_scene(model, read_image(scene.hr), lr, tuple(lr), 'linear')):
+        assert (image - lr[factor]).abs().max() < 2e-3
+
+
+def test_weights_follow_from_true_factors():
+    assert neighbours((2.1, 3.75), 3.0)[2] == pytest.approx(.9 / 1.65)
+    assert neighbours((2.1, 3.0, 3.75), 3.3) == (3.0, 3.75, pytest.approx(.4))
+    assert sorted(FACTOR_OF_LABEL.values()) == [2.1, 3.0, 3.75]
+    with pytest.raises(InterflowError, match='outside'):
+        neighbours((2.1, 3.75), 2.0)
+
+
+def test_published_labels_are_read_as_true_factors(pairs, tmp_path):
+    scene = read_set(pairs)[0]
+    for label, factor in FACTOR_OF_LABEL.items():
+        write_image(tmp_path / f'Canon/Train/{label}/Canon_001_HR.png', read_image(scene.hr))
+        write_image(tmp_path / f'Canon/Train/{label}/Canon_001_LR{label}.png', read_image(scene.lr[factor]))
+    (again,) = read_set(tmp_path / 'Canon/Train')
+    assert sorted(again.lr) == [2.1, 3.0, 3.75]
+    assert torch.equal(read_image(again.lr[3.75]), read_image(scene.lr[3.75]))
+
+
+def test_batches_are_functions_of_seed_and_step(pairs):
+    def batches(seed=0):
+        return PairBatches(read_set(pairs), (2.1, 3.75), 24, 3, seed)
+    for name, value in batches()(5).items():
+        assert torch.equal(value, batches()(5)[name])
+        assert not torch.equal(value, batches()(6)[name]) and not torch.equal(value, batches(1)(5)[name])
+
+
+def test_a_saved_model_in_use_gives_the_same_images(model, pairs, tmp_path):
+    save_model(tmp_path / 'model', model)
+    hr = read_image(read_set(pairs)[0].hr)
+    first, second = (next(generate_scene(m, hr, {}, (2.7,), 'sample', [make_generator(1)])) for m in (model, load_model(tmp_path / 'model')))
+    assert torch.equal(first, second)
