@@ -57,7 +57,7 @@ def load_weights(folder, module):
     if wrong:
         raise InterflowError(f'{path}: {len(wrong)} weights do not fit, the first is {wrong[0]}; the weights are of another preset than config.json says')
     if broken := [name for name, value in state.items() if not torch.isfinite(value).all()]:
-        raise InterflowError(f'{path}: {len(broken)} weights are not finite, the first is {broken[0]}; the training diverged, train again with a lower learning rate')
+        raise InterflowError(f'{path}: {len(broken)} weights hold NaN or infinite values, the first is {broken[0]}; the training diverged, train again with a lower learning rate')
     module.load_state_dict(state)
     return module
 

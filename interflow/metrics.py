@@ -54,14 +54,16 @@ def _shaved(image, reference):
     "Video luma of both without the border, as arrays."
     _check_pair(image, reference)
     if min(image.shape[-2:]) < 2 * BORDER + 7:
-        raise InterflowError(f'image: {image.shape[-2]}x{image.shape[-1]} is too small to measure; give at least {2 * BORDER + 7} pixels a side')
+        size = 'x'.join(map(str, image.shape[-2:]))
+        raise InterflowError(f'image: {size} is too small to measure; give at least {2 * BORDER + 7} pixels a side')
     inner = slice(BORDER, -BORDER)
     return [video_luma(one)[inner, inner].cpu().numpy() for one in (image, reference)]
 
 
 def _check_pair(image, reference):
     if image.ndim != 3 or image.shape != reference.shape:
-        raise InterflowError(f'image: has shape {tuple(image.shape)}, its reference {tuple(reference.shape)}; give two (3, H, W) images of one size')
+        raise InterflowError(f'image: has shape {tuple(image.shape)}, its reference {tuple(reference.shape)}; '
+                             'give two (3, H, W) images of one size')
 
 # %% ../nbs/16_metrics.ipynb #ed50fce2
 def noise_std(image, mean_image):
@@ -76,8 +78,8 @@ def noise_std(image, mean_image):
 def noise_spectrum(image, mean_image, bins=32):
     """Power of the noise on luma over radial frequency.
 
-    -> (frequency, power), each (bins,) float64: ring centres in cycles per pixel up to 1/2, and grey levels squared (white noise of standard
-    deviation s has s^2 everywhere). Raises `InterflowError` for different sizes or NaN.
+    -> (frequency, power), each (bins,) float64: ring centres in cycles per pixel up to 1/2, and grey levels squared (white noise of
+    standard deviation s has s^2 everywhere). Raises `InterflowError` for different sizes or NaN.
     """
     spectrum, ring = _spectrum(_noise(image, mean_image), bins)
     return _ring_centres(bins), _ring_means(spectrum.abs() ** 2, ring, bins)
@@ -86,8 +88,8 @@ def noise_spectrum(image, mean_image, bins=32):
 def noise_by_brightness(image, mean_image, bins=8):
     """Standard deviation of the noise on luma at each brightness.
 
-    -> (brightness, std), each (bins,) float64 in grey levels of 255, `brightness` the centres of equal steps of the noise-free luma; std is NaN
-    where fewer than 100 pixels are that bright. Raises `InterflowError` for different sizes or NaN.
+    -> (brightness, std), each (bins,) float64 in grey levels of 255, `brightness` the centres of equal steps of the noise-free luma;
+    std is NaN where fewer than 100 pixels are that bright. Raises `InterflowError` for different sizes or NaN.
     """
     noise, level = _noise(image, mean_image), luma(mean_image).clamp(0, 1)
     step = (level * bins).long().clamp(max=bins - 1)
@@ -126,8 +128,8 @@ def _ring_centres(bins):
 def transfer(image, reference, bins=32):
     """Share of the reference's contrast that an image shows, over radial frequency; independent noise cancels.
 
-    `image`, `reference` (3, H, W) in [0, 1] -> (frequency, transfer), each (bins,) float64: ring centres in cycles per pixel up to 1/2, and 1 where
-    all contrast came through, 0 where none did. Raises `InterflowError` for different sizes or NaN.
+    `image`, `reference` (3, H, W) in [0, 1] -> (frequency, transfer), each (bins,) float64: ring centres in cycles per pixel up to 1/2,
+    and 1 where all contrast came through, 0 where none did. Raises `InterflowError` for different sizes or NaN.
     """
     _check_pair(image, reference)
     (seen, ring), (truth, _) = (_spectrum(255 * luma(one), bins) for one in (image, reference))
@@ -153,11 +155,13 @@ def mtf50(image, reference, bins=32):
 def bootstrap_interval(values, generator, level=.95, draws=10_000):
     """Percentile bootstrap interval of the mean of `values` (Efron 1979): `(low, high)`.
 
-    `values` numbers, one per image; `generator` a `torch.Generator` on the CPU. Raises `InterflowError` when a value is missing or not finite.
+    `values` numbers, one per image; `generator` a `torch.Generator` on the CPU.
+    Raises `InterflowError` when there is no value or one is not finite.
     """
     values = torch.as_tensor(values, dtype=torch.float64)
     if values.numel() == 0 or not torch.isfinite(values).all():
-        raise InterflowError(f'values: {values.numel()} given, {int((~torch.isfinite(values)).sum())} not finite; an interval wants finite numbers')
+        bad = int((~torch.isfinite(values)).sum())
+        raise InterflowError(f'values: {values.numel()} given, {bad} not finite; an interval wants finite numbers')
     chosen = torch.randint(len(values), (draws, len(values)), generator=generator)
     bounds = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
     low, high = torch.quantile(values[chosen].mean(1), bounds).tolist()

@@ -133,7 +133,8 @@ def test_bad_input_is_refused(measure):
     image = texture(40, 40)
     broken = image.clone()
     broken[1, 3, 3] = math.nan
-    for first, second in ((image, image[..., 1:]), (image, image[:1]), (image[None], image[None]), (broken, image), (image, broken), (image[:1], image[:1])):
+    for first, second in ((image, image[..., 1:]), (image, image[:1]), (image[None], image[None]), (broken, image), (image, broken),
+                          (image[:1], image[:1])):
         with pytest.raises(InterflowError) as fault:
             measure(first, second)
         assert '\n' not in str(fault.value)

@@ -13,7 +13,8 @@ from torch import nn
 
 from interflow.core import InterflowError, make_generator, read_image, read_json, write_csv, write_image, write_json
 from interflow.data import Scene, read_set
-from interflow.sr.evaluation import (evaluate, format_table, largest_difference, plot_crops, plot_summary, read_rows, summarise, super_resolve)
+from interflow.sr.evaluation import (evaluate, format_table, largest_difference, plot_crops, plot_summary, read_rows, summarise,
+                                     super_resolve)
 from interflow.sr.rcan import RCAN, RCANConfig, from_published, published_name
 from interflow.sr.training import SR_PRESETS, Source, SRBatches, load_rcan, save_rcan, train_sr
 
@@ -61,8 +62,8 @@ def test_published_network_gives_the_published_output(published):
 
 
 def test_published_faults(published):
-    faults = {'missing': {name: value for name, value in published.items() if name != 'tail.1.bias'}, 'unknown': {**published, 'extra.weight': torch.zeros(1)},
-              'shape': {**published, 'head.0.weight': torch.zeros(64, 3, 3, 3)}, 'other': {'conv.weight': torch.zeros(1)}, 'empty': {},
+    faults = {'missing': {name: value for name, value in published.items() if name != 'tail.1.bias'},
+              'unknown': {**published, 'extra.weight': torch.zeros(1)}, 'shape': {**published, 'head.0.weight': torch.zeros(64, 3, 3, 3)}, 'other': {'conv.weight': torch.zeros(1)}, 'empty': {},
               'range': {**published, 'sub_mean.weight': 255 * published['sub_mean.weight']}}
     for name, state in faults.items():
         with pytest.raises(InterflowError) as fault:
@@ -137,7 +138,8 @@ def test_save_and_load_are_exact(tmp_path):
     assert sorted(path.name for path in (tmp_path / 'net').iterdir()) == ['config.json', 'model.safetensors']
 
 
-@pytest.mark.parametrize('change', [dict(channels=16), dict(blocks=3), dict(kind='InterFlow'), dict(colour=1), dict(channels='8'), dict(channels=7)])
+@pytest.mark.parametrize('change', [dict(channels=16), dict(blocks=3), dict(kind='InterFlow'), dict(colour=1), dict(channels='8'),
+                                    dict(channels=7)])
 def test_another_preset_is_refused(tmp_path, change):
     save_rcan(tmp_path / 'net', fresh())
     write_json(tmp_path / 'net' / 'config.json', {**read_json(tmp_path / 'net' / 'config.json'), **change})
@@ -197,11 +199,12 @@ def test_bad_sources_are_refused_before_training(pairs, tmp_path):
     write_image(tmp_path / 'narrow.png', torch.rand(3, 24, 20))
     cut = tmp_path / 'cut.png'
     cut.write_bytes(pairs[0].hr.read_bytes()[:100])
-    bad = {'no sources': lambda: train_sr([], tmp_path / 'run', SMALL, QUICK, 'cpu'), 'no scenes': lambda: Source([]), 'weight': lambda: Source(pairs, weight=0),
-           'factor': lambda: train_sr([Source(pairs, (3.,))], tmp_path / 'run', SMALL, QUICK, 'cpu'),
-           'patch': lambda: train_sr([Source(pairs)], tmp_path / 'run', SMALL, replace(QUICK, patch=25), 'cpu'),
-           'size': lambda: train_sr([Source([replace(pairs[0], lr={2.1: tmp_path / 'narrow.png'})])], tmp_path / 'run', SMALL, QUICK, 'cpu'),
-           'cut': lambda: train_sr([Source([replace(pairs[0], lr={2.1: cut})])], tmp_path / 'run', SMALL, QUICK, 'cpu')}
+    def train(sources, config=QUICK):
+        train_sr(sources, tmp_path / 'run', SMALL, config, 'cpu')
+    bad = {'no sources': lambda: train([]), 'no scenes': lambda: Source([]), 'weight': lambda: Source(pairs, weight=0),
+           'factor': lambda: train([Source(pairs, (3.,))]), 'patch': lambda: train([Source(pairs)], replace(QUICK, patch=25)),
+           'size': lambda: train([Source([replace(pairs[0], lr={2.1: tmp_path / 'narrow.png'})])]),
+           'cut': lambda: train([Source([replace(pairs[0], lr={2.1: cut})])])}
     for name, action in bad.items():
         with pytest.raises(InterflowError) as fault:
             action()
@@ -256,7 +259,7 @@ def test_rows_hold_every_network_factor_and_scene(pairs):
     assert [(row['network'], row['factor'], row['scene']) for row in rows] == [
         (name, factor, f's{i}') for name in ('bicubic', 'same', 'mean') for factor in (2.1, 3.75) for i in range(3)]
     values = {(row['network'], row['factor'], row['scene']): (row['psnr_y'], row['ssim_y']) for row in rows}
-    assert all(values['same', *key[1:]] == value for key, value in values.items() if key[0] == 'bicubic'), 'the baseline is the input itself'
+    assert all(values['same', *key[1:]] == value for key, value in values.items() if key[0] == 'bicubic'), 'the baseline is the input'
     assert values['bicubic', 2.1, 's0'] > values['bicubic', 3.75, 's0'] > values['mean', 3.75, 's0']
 
 
@@ -299,7 +302,8 @@ def test_rows_survive_the_file(pairs, tmp_path):
 
 def rows_of(**networks):
     "Rows at factor 3 from lists of PSNR values."
-    return [{'network': name, 'factor': 3., 'scene': f's{i}', 'psnr_y': value, 'ssim_y': value / 40} for name, values in networks.items() for i, value in enumerate(values)]
+    return [{'network': name, 'factor': 3., 'scene': f's{i}', 'psnr_y': value, 'ssim_y': value / 40}
+            for name, values in networks.items() for i, value in enumerate(values)]
 
 
 def test_differences_are_paired():
@@ -324,7 +328,8 @@ def test_tables():
     summary = summarise(rows_of(bicubic=[20., 25., 30.], better=[21., 26., 31.], same=[20.1, 24.9, 30.], **{'<b>': [19., 24., 29.]}))
     text, markdown, html = (format_table(summary, style) for style in ('text', 'markdown', 'html'))
     lines = {line.split()[0]: line for line in text.splitlines()}
-    assert '(+1.00*)' in lines['better'] and '(+0.00)' in lines['same'] and '(-1.00*)' in lines['<b>'] and '25.00 / 0.6250' in lines['bicubic']
+    assert '(+1.00*)' in lines['better'] and '(+0.00)' in lines['same'] and '(-1.00*)' in lines['<b>']
+    assert '25.00 / 0.6250' in lines['bicubic']
     assert [line.count('|') for line in markdown.splitlines()] == [3] * 6
     assert '&lt;b&gt;' in html and '<b>' not in html and html.count('<tr>') == 5
     with pytest.raises(InterflowError):

@@ -91,7 +91,7 @@ class RCANConfig:
 
     def __post_init__(self):
         if min(self.channels, self.groups, self.blocks, self.reduction) < 1 or self.channels % self.reduction:
-            raise InterflowError(f'RCAN settings: {self.channels} channels in {self.groups} groups of {self.blocks} blocks, reduction {self.reduction}; '
+            raise InterflowError(f'RCAN settings: {self.channels} channels, {self.groups} groups, {self.blocks} blocks, reduction {self.reduction}; '
                                  'give positive numbers, and channels that the reduction divides')
 
     @classmethod
@@ -155,22 +155,24 @@ def published_name(name, config):
 def from_published(state_dict):
     """An `RCAN` with published weights, its size read off them.
 
-    `state_dict`: published names to tensors, such as `torch.load(path, weights_only=True)` gives. The stored mean shifts are kept, whatever they are.
-    Raises `InterflowError` naming what is missing, unknown or of another shape.
+    `state_dict`: published names to tensors, such as `torch.load(path, weights_only=True)` gives. The stored mean shifts are kept, whatever
+    they are.     Raises `InterflowError` naming what is missing, unknown or of another shape.
     """
     net = RCAN(_published_config(state_dict))
     names = {name: published_name(name, net.config) for name in net.state_dict()}
     identity = {'sub_mean.weight', 'add_mean.weight'}        # 1x1 convolutions that do nothing but add their bias
     odd = sorted(set(names.values()) ^ set(state_dict) - identity)
     if odd:
-        raise InterflowError(f'published RCAN weights: {len(odd)} names are unknown or missing, the first is {odd[0]}; give the weights of an RCAN')
+        raise InterflowError(f'published RCAN weights: {len(odd)} names are unknown or missing, the first is {odd[0]}; '
+                             'give the weights of an RCAN')
     if not all(torch.equal(state_dict[name].flatten(), torch.eye(3).flatten()) for name in identity & set(state_dict)):
         raise InterflowError('published RCAN weights: a mean shift mixes or scales colours; give weights made for images in [0, 1]')
+    state = {name: state_dict[published] for name, published in names.items()}
     for name, value in net.state_dict().items():
-        if state_dict[names[name]].shape != value.shape:
-            raise InterflowError(f'published RCAN weights: {names[name]} has shape {tuple(state_dict[names[name]].shape)}, not {tuple(value.shape)}; '
+        if state[name].shape != value.shape:
+            raise InterflowError(f'published RCAN weights: {names[name]} has shape {tuple(state[name].shape)}, not {tuple(value.shape)}; '
                                  'give the weights of an RCAN that works at constant size')
-    net.load_state_dict({name: state_dict[published] for name, published in names.items()})
+    net.load_state_dict(state)
     return net.eval()
 
 

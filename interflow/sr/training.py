@@ -56,7 +56,8 @@ class SRBatches:
         self.pixels = [[read_scene(scene, source.factors) for scene in source.scenes] for source in self.sources]
         for scene, images in zip((s for source in self.sources for s in source.scenes), (i for images in self.pixels for i in images)):
             if min(images[0].shape[:2]) < patch:
-                raise InterflowError(f'{scene.hr}: is {images[0].shape[0]}x{images[0].shape[1]}, smaller than the patch of {patch}; choose a smaller patch')
+                height, width = images[0].shape[:2]
+                raise InterflowError(f'{scene.hr}: is {height}x{width}, smaller than the patch of {patch}; choose a smaller patch')
 
     def __call__(self, step):
         "The batch of `step`."
@@ -80,7 +81,7 @@ class SRBatches:
 # %% ../../nbs/21_sr.training.ipynb #da66bf90
 SR_PRESETS = {
     'paper': TrainConfig(steps=70_000, batch_size=16, patch=128, learning_rate=1e-4, halve_at=(.5, .75, .875)),
-    'tiny': TrainConfig(steps=1300, batch_size=4, patch=64, learning_rate=1e-3, halve_at=(.5, .75, .875), warmup=50, clip=1., save_every=500),
+    'tiny': TrainConfig(steps=900, batch_size=4, patch=64, learning_rate=1e-3, halve_at=(.5, .75, .875), warmup=50, clip=.2, save_every=300),
 }
 
 # %% ../../nbs/21_sr.training.ipynb #3ebe1888
@@ -99,7 +100,8 @@ def train_sr(sources, out, model_config=RCANConfig(), config=SR_PRESETS['paper']
     with torch.random.fork_rng(devices=[]):      # layers draw their first weights from torch's own generator; leave the caller's as it was
         torch.manual_seed(config.seed)
         net = RCAN(model_config)
-    described = [{'scenes': [scene.name for scene in source.scenes], 'factors': source.factors, 'weight': source.weight} for source in batches.sources]
+    described = [{'scenes': [scene.name for scene in source.scenes], 'factors': source.factors, 'weight': source.weight}
+                 for source in batches.sources]
     settings = {'model': asdict(model_config), 'sources': described, 'images': batches.fingerprint()}
     history = fit(net, l1_loss, batches, config, out, settings, device, 'train the SR network')
     save_rcan(Path(out) / 'model', net)
