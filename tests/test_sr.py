@@ -63,7 +63,8 @@ def test_published_network_gives_the_published_output(published):
 
 def test_published_faults(published):
     faults = {'missing': {name: value for name, value in published.items() if name != 'tail.1.bias'},
-              'unknown': {**published, 'extra.weight': torch.zeros(1)}, 'shape': {**published, 'head.0.weight': torch.zeros(64, 3, 3, 3)}, 'other': {'conv.weight': torch.zeros(1)}, 'empty': {},
+              'unknown': {**published, 'extra.weight': torch.zeros(1)}, 'shape': {**published, 'head.0.weight': torch.zeros(64, 3, 3, 3)},
+              'other': {'conv.weight': torch.zeros(1)}, 'empty': {},
               'range': {**published, 'sub_mean.weight': 255 * published['sub_mean.weight']}}
     for name, state in faults.items():
         with pytest.raises(InterflowError) as fault:

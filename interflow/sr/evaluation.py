@@ -42,7 +42,8 @@ def evaluate(networks, scenes, factors):
     """Measure every network on every scene at every factor, and the LR image itself as the network `bicubic`.
 
     `networks` dict of name -> callable (see `super_resolve`); `scenes` a list of `Scene`.
-    Returns a list of dicts (network, factor, scene, psnr_y, ssim_y). Raises `InterflowError` for a missing factor, images of different size, or a network whose output is not finite.
+    Returns a list of dicts (network, factor, scene, psnr_y, ssim_y). Raises `InterflowError` for a missing factor, images of different
+    size, or a network whose output is not finite.
     """
     if BASELINE in networks:
         raise InterflowError(f'network {BASELINE}: the name of the baseline, the LR image itself; call the network otherwise')
