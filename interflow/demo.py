@@ -298,10 +298,10 @@ def draw(out, config, model, test, photos, rows, curves, networks, results, hist
     summary = summarise(results, 'x2+x4', config.seed)
     with whole_file(out / 'sr.txt') as temporary:
         temporary.write_text(format_table(summary) + '\n', encoding='utf-8')
-    save_figure(strip_figure(model, test[0], photos[0], config), out / 'strip.png')
+    save_figure(strip_figure(model, test[-2], photos[-2], config), out / 'strip.png')
     save_figure(quality_figure(rows, curves, config), out / 'generation.png')
     save_figure(plot_summary(summary), out / 'sr.png')
-    save_figure(plot_crops(networks, test[0], config.judged[len(config.judged) // 2], 'sample', 'x2+x4'), out / 'sr_crops.png')
+    save_figure(plot_crops(networks, test[-2], config.judged[len(config.judged) // 2], 'sample', 'x2+x4'), out / 'sr_crops.png')
     save_figure(loss_figure(history, histories), out / 'losses.png')
 
 
