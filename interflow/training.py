@@ -145,7 +145,7 @@ def plain(settings):
 # %% ../nbs/14_training.ipynb #5e536423
 PRESETS = {
     'paper': TrainConfig(),
-    'tiny': TrainConfig(steps=700, batch_size=8, patch=48, learning_rate=1e-3, halve_at=(.4, .6, .75, .85, .95), warmup=20, clip=100., save_every=100),
+    'tiny': TrainConfig(steps=600, batch_size=8, patch=48, learning_rate=1e-3, halve_at=(.4, .6, .75, .85, .95), warmup=20, clip=100., save_every=100),
 }
 
 

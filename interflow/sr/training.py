@@ -81,7 +81,7 @@ class SRBatches:
 # %% ../../nbs/21_sr.training.ipynb #da66bf90
 SR_PRESETS = {
     'paper': TrainConfig(steps=70_000, batch_size=16, patch=128, learning_rate=1e-4, halve_at=(.5, .75, .875)),
-    'tiny': TrainConfig(steps=900, batch_size=4, patch=64, learning_rate=1e-3, halve_at=(.5, .75, .875), warmup=50, clip=.2, save_every=300),
+    'tiny': TrainConfig(steps=800, batch_size=4, patch=64, learning_rate=1e-3, halve_at=(.5, .75, .875), warmup=50, clip=.2, save_every=300),
 }
 
 # %% ../../nbs/21_sr.training.ipynb #3ebe1888
