@@ -75,7 +75,7 @@ def train(data: Annotated[Path, typer.Argument(help='set of pairs: simulated, or
     _, history = train_flow(read_set(data), out, size(parse_factors(factors)), config, weights, pick_device(device))
     typer.echo(f'{history[-1]["bits_per_dim"]:.3f} bits per dimension at the last step: {out / "model"}')
 
-
+# %% ../nbs/40_cli.ipynb #10e27874
 @app.command()
 def generate(model: Annotated[Path, typer.Argument(help='folder of a trained flow')], data: Annotated[Path, typer.Argument(help='set of pairs')], out: Out,
              factors: Annotated[str, typer.Option(help='true factors, within the trained range')] = '2.3,2.6,3.0,3.3,3.6',
@@ -88,7 +88,7 @@ def generate(model: Annotated[Path, typer.Argument(help='folder of a trained flo
     scenes = run(load_model(model), read_set(data), out, parse_factors(factors), path, seed, temperature, device)
     typer.echo(f'{len(scenes)} scenes at {len(scenes[0].lr)} factors: {out}')
 
-
+# %% ../nbs/40_cli.ipynb #3f5bd1d9
 @app.command('train-sr')
 def train_sr_command(data: Annotated[list[Path], typer.Argument(help='one or more sets of pairs, each drawn from equally often')], out: Out, preset: Preset = 'tiny',
                      factors: Annotated[Optional[str], typer.Option(help='true factors to use of each set  [default: all it has]')] = None,
@@ -124,7 +124,7 @@ def evaluate_command(networks: Annotated[list[Path], typer.Argument(help='folder
         write_csv(csv, rows)
     typer.echo(format_table(summarise(rows, seed=seed)))
 
-
+# %% ../nbs/40_cli.ipynb #8720064a
 @app.command()
 def demo(out: Annotated[Path, typer.Argument(help='folder for the result; an interrupted demo resumes')] = Path('runs/demo'), seed: Seed = 0,
          camera: Annotated[str, typer.Option(help="'canon' or 'nikon'")] = 'canon', device: Device = 'cpu',

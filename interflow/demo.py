@@ -97,6 +97,7 @@ def take_factory(model, scene, photo, config):
         return central(shoot(photo, factor, config.camera, config.seed, scene.name, take=number))
 
     def take(path, number):
+        "The images of one path, take `number`."
         if path == 'true':
             return [photographed(factor, number) for factor in config.judged]
         lr = {factor: photographed(factor, number) for factor in config.trained} if path != 'sample' else {}
@@ -155,7 +156,7 @@ def busiest(image, size):
     row, column = divmod(scores.argmax().item(), scores.shape[1])
     return row * size // 2, column * size // 2
 
-
+# %% ../nbs/39_demo.ipynb #2e2a8abd
 def quality_figure(rows, curves, config):
     "Noise, sharpness and mean image of the generators over the factor, and noise over brightness; points are scenes, lines their means."
     import matplotlib.pyplot as plt
@@ -179,7 +180,7 @@ def quality_figure(rows, curves, config):
     axes[0].legend(fontsize=8)
     return figure
 
-
+# %% ../nbs/39_demo.ipynb #b1bd61bf
 def smooth(values, window=25):
     "Running mean of the last `window` values."
     return [sum(values[max(0, i - window + 1):i + 1]) / len(values[max(0, i - window + 1):i + 1]) for i in range(len(values))]

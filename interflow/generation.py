@@ -96,7 +96,7 @@ def generate(model, scenes, out, factors, path='linear', seed=0, temperature=1.,
                 write_image(targets[factor], image)
     return read_set(out)
 
-
+# %% ../nbs/15_generation.ipynb #4fdd0c64
 def _check(model, scenes, factors, path):
     "The known factors whose LR images the path needs; everything that can be wrong is found here."
     if path not in PATHS:

@@ -89,7 +89,7 @@ def _resume(accelerator, out):
     accelerator.load_state(out / 'state')
     return read_json(out / 'state' / 'progress.json')
 
-
+# %% ../nbs/14_training.ipynb #3b8383cf
 def fit(model, loss, batches, config, out, settings=None, device='auto', description='train'):
     """Train `model` in place and return its history, a list of dicts (step, loss, the loss's terms, learning_rate).
 
@@ -133,7 +133,7 @@ def _step(accelerator, objective, optimizer, schedule, batches, config, guard, s
     accelerator.log({name: value for name, value in row.items() if name != 'step'}, step=step)
     return row
 
-
+# %% ../nbs/14_training.ipynb #1a6cd0d3
 def plain(settings):
     "`settings` as JSON has them: tuples as lists, infinity as a word."
     if isinstance(settings, dict):
