@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from interflow.sr.evaluation import format_table, read_rows, summarise
 from rooms import NBS, ROOT, cells, exports, imported, modules, name_of, notebooks, number_of, parse, source
 
 LARGE = {}    # tracked files that may be over 1 MB: path -> why
@@ -229,3 +230,12 @@ def test_no_large_file_is_tracked():
     assert sizes
     none([f'{name}: {size / 1e6:.1f} MB' for name, size in sizes.items() if size > 1_000_000 and name not in LARGE],
          'Keep it out of the repository, or list it with its reason in LARGE')
+
+
+# ---------------------------------------------------------------- numbers in prose
+
+def test_the_readme_shows_the_stored_table():
+    stored = ROOT / 'benchmarks' / 'demo'
+    assert (stored / 'sr.txt').read_text().rstrip() in (ROOT / 'README.md').read_text(), 'README.md: its table is not the one in benchmarks/demo/sr.txt'
+    rows, summary = read_rows(stored / 'sr.csv'), json.loads((stored / 'settings.json').read_text())
+    assert format_table(summarise(rows, 'x2+x4', summary['seed'])) == (stored / 'sr.txt').read_text().rstrip('\n'), 'sr.txt does not follow from sr.csv'
