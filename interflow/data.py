@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FACTOR_OF_LABEL', 'Scene', 'factor_folder', 'begin_folder', 'simulate', 'read_set', 'read_scene', 'crop_alike',
-           'PairBatches']
+           'check_patch', 'PairBatches']
 
 # %% ../nbs/02_data.ipynb #98248a69
 from collections import defaultdict
@@ -149,6 +149,13 @@ def crop_alike(images, patch, random):
     return out
 
 
+def check_patch(scene, images, patch):
+    "`InterflowError` when the (H, W, 3) arrays of `scene` are smaller than a crop of `patch` pixels."
+    height, width = images[0].shape[:2]
+    if min(height, width) < patch:
+        raise InterflowError(f'{scene.hr}: is {height}x{width}, smaller than the patch of {patch}; choose a smaller patch or remove the scene')
+
+
 class PairBatches:
     """Batches of HR crops with their LR crops at every factor, as a function of the step.
 
@@ -160,12 +167,7 @@ class PairBatches:
         self.scenes, self.factors, self.patch, self.batch_size, self.seed = list(scenes), tuple(factors), patch, batch_size, seed
         self.read = lru_cache(maxsize=None)(read_pixels)
         for scene in self.scenes:
-            self._check(scene)      # a bad pair is found before training, not in its midst
-
-    def _check(self, scene):
-        height, width = read_scene(scene, self.factors, self.read)[0].shape[:2]
-        if min(height, width) < self.patch:
-            raise InterflowError(f'{scene.hr}: is {height}x{width}, smaller than the patch of {self.patch}; choose a smaller patch or remove the scene')
+            check_patch(scene, read_scene(scene, self.factors, self.read), patch)      # a bad pair is found before training, not in its midst
 
     def __call__(self, step):
         "The batch of `step`."

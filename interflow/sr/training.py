@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from ..checkpoints import load_config, load_weights, save_module
 from ..core import InterflowError, to_tensor
-from ..data import crop_alike, read_scene
+from ..data import check_patch, crop_alike, read_scene
 from .rcan import RCAN, RCANConfig
 from ..training import TrainConfig, fit
 
@@ -55,9 +55,7 @@ class SRBatches:
         self.shares = weights / weights.sum()
         self.pixels = [[read_scene(scene, source.factors) for scene in source.scenes] for source in self.sources]
         for scene, images in zip((s for source in self.sources for s in source.scenes), (i for images in self.pixels for i in images)):
-            if min(images[0].shape[:2]) < patch:
-                height, width = images[0].shape[:2]
-                raise InterflowError(f'{scene.hr}: is {height}x{width}, smaller than the patch of {patch}; choose a smaller patch')
+            check_patch(scene, images, patch)
 
     def __call__(self, step):
         "The batch of `step`."
