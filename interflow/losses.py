@@ -6,12 +6,14 @@
 __all__ = ['dequantise', 'nll', 'bits_per_dim', 'information_bottleneck', 'reduce4', 'consistency', 'LossWeights', 'mix',
            'interflow_loss']
 
-# %% ../nbs/14_losses.ipynb #650cbb27
+# %% ../nbs/14_losses.ipynb #cb752c18
 from dataclasses import dataclass
 import math
 
 import torch
 import torch.nn.functional as F
+
+from .prior import posterior
 
 # %% ../nbs/14_losses.ipynb #a0dda3e2
 def dequantise(x, generator=None):
@@ -48,7 +50,7 @@ def consistency(generated, mixed):
     "Mean absolute difference of two batches after both are reduced by 4."
     return (reduce4(generated) - reduce4(mixed)).abs().mean()
 
-# %% ../nbs/14_losses.ipynb #304cac72
+# %% ../nbs/14_losses.ipynb #f2855ea9
 @dataclass(frozen=True)
 class LossWeights:
     "Weights of the terms beside the likelihood; the defaults are the paper's."
@@ -77,12 +79,12 @@ def interflow_loss(model, batch, generator=None, weights=LossWeights()):
     lr = dequantise(batch['lr'], generator)
     count, scenes = lr.shape[:2]
     cond, pixels = model.condition(batch['hr']), lr.shape[-2] * lr.shape[-1]
-    z, log_det = model.encode(lr.flatten(0, 1), cond.repeat(count))
-    z, log_det = z.unflatten(0, (count, scenes)), log_det.unflatten(0, (count, scenes))
-    log_prob = torch.stack([model.prior.log_prob(z[i], factor) + log_det[i] for i, factor in enumerate(model.config.factors)])
-    true = torch.arange(count, device=lr.device)[:, None].expand(count, scenes)
-    terms = {'nll': nll(log_prob, pixels).mean(), **_decoded_terms(model, lr, z, cond, generator, weights),
-             'bottleneck': information_bottleneck(model.prior.log_posterior(z.flatten(0, 1)), true.flatten()).mean()}
+    z, log_det = model.encode(lr.flatten(0, 1), cond)
+    true = torch.arange(count, device=lr.device).repeat_interleave(scenes)
+    densities = model.prior.log_probs(z)                         # of every latent at every factor, the true one among them
+    log_prob = densities.gather(1, true[:, None])[:, 0] + log_det
+    terms = {'nll': nll(log_prob, pixels).mean(), **_decoded_terms(model, lr, z.unflatten(0, (count, scenes)), cond, generator, weights),
+             'bottleneck': information_bottleneck(posterior(densities, pixels), true).mean()}
     total = terms['nll'] + sum(getattr(weights, name) * term for name, term in terms.items() if name != 'nll')
     return total, {**{name: term.detach() for name, term in terms.items()}, 'bits_per_dim': bits_per_dim(log_prob, pixels).mean().detach()}
 
@@ -96,7 +98,7 @@ def _decoded_terms(model, lr, z, cond, generator, weights):
     latents = [mix(z[low], z[high], position)]
     if weights.pixel:
         latents += [mean.expand(cond.shape) for mean in model.prior.means]
-    decoded = model.decode(torch.cat(latents), cond.repeat(len(latents))).unflatten(0, (len(latents), scenes))
+    decoded = model.decode(torch.cat(latents), cond).unflatten(0, (len(latents), scenes))
     terms = {'consistency': consistency(decoded[0], dequantise(mix(lr[low], lr[high], position), generator))}
     if weights.pixel:
         terms['pixel'] = (decoded[1:] - lr).abs().mean()

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['InterFlowConfig', 'Condition', 'InterFlow']
 
-# %% ../nbs/12_model.ipynb #8736c8f5
+# %% ../nbs/12_model.ipynb #cafb19f0
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -14,7 +14,8 @@ from torch import nn
 
 from .core import InterflowError
 from .encoder import Encoder
-from .flow import ConditionalFlow, repeat_condition
+from .fast import FastForm
+from .flow import ConditionalFlow, PlainForm
 from .prior import GaussianPrior
 
 # %% ../nbs/12_model.ipynb #fc1bf2ca
@@ -48,15 +49,11 @@ class InterFlowConfig:
         "The same architecture for minutes on a laptop's CPU: fewer blocks, steps and channels."
         return cls(factors=factors, channels=48, growth=16, blocks=1, taps=(0,), hidden=24, steps=4)
 
-# %% ../nbs/12_model.ipynb #39264801
+# %% ../nbs/12_model.ipynb #27a518b3
 class Condition(NamedTuple):
     "What `InterFlow.condition` found in the HR images; to be handed on, not looked into."
     shape: tuple         # of the latent, (B, 48, H/4, W/4)
-    levels: list         # the flow's condition
-
-    def repeat(self, times):
-        "For `times` images of each scene in one batch, scene index fastest (as `tensor.repeat`)."
-        return Condition((self.shape[0] * times, *self.shape[1:]), repeat_condition(self.levels, times))
+    form: object         # the flow for these HR images, a `FastForm` or a `PlainForm`
 
 
 class InterFlow(nn.Module):
@@ -76,18 +73,30 @@ class InterFlow(nn.Module):
     def condition(self, hr):
         "Everything that depends on `hr` (B, 3, H, W) alone; `InterflowError` for sizes that are no multiples of 4."
         batch, _, height, width = hr.shape
-        return Condition((batch, 48, height // 4, width // 4), self.flow.condition(self.encoder(hr)))
+        fine, coarse = self.encoder(hr.contiguous(memory_format=torch.channels_last))
+        if self.training and not self.flow.initialised:      # only layer by layer can the first batch initialise the ActNorms
+            form = PlainForm(self.flow, fine, coarse)
+        else:
+            form = FastForm(self.flow, fine, coarse, self.encoder.recompute)
+        return Condition((batch, 48, height // 4, width // 4), form)
 
     def encode(self, lr, cond):
-        "`(z, log_det)`: latent (B, 48, H/4, W/4) and log|det dz/dlr| (B,), nats."
+        "`(z, log_det)`: latent (N, 48, H/4, W/4) and log|det dz/dlr| (N,), nats, of `lr` (N, 3, H, W): N images, the same number of each scene, scene index fastest."
+        self._check_count(lr, cond)
         if lr.shape[-2:] != (4 * cond.shape[2], 4 * cond.shape[3]):
             raise InterflowError(f'lr is {lr.shape[-2]}x{lr.shape[-1]}, its HR image {4 * cond.shape[2]}x{4 * cond.shape[3]}; '
                                  'both must lie on the same grid: register and crop the pair first')
-        return self.flow(lr, cond.levels)
+        return cond.form.encode(lr)
 
     def decode(self, z, cond):
-        "The image (B, 3, H, W) of a latent; values may leave [0, 1] a little."
-        return self.flow.inverse(z, cond.levels)[0]
+        "The images (N, 3, H, W) of latents (N, 48, H/4, W/4), N as in `encode`; values may leave [0, 1] a little."
+        self._check_count(z, cond)
+        return cond.form.decode(z)
+
+    @staticmethod
+    def _check_count(batch, cond):
+        if len(batch) % cond.shape[0]:
+            raise InterflowError(f'{len(batch)} images for {cond.shape[0]} scenes: give the same number of images of each scene')
 
     def log_prob(self, lr, cond, factor):
         "log p(lr | hr, factor), (B,), nats, for continuous values in [0, 1]; any factor in the trained range."

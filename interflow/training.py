@@ -5,13 +5,12 @@
 # %% auto #0
 __all__ = ['PRESETS', 'TrainConfig', 'Guard', 'Objective', 'fit', 'plain', 'train_flow']
 
-# %% ../nbs/15_training.ipynb #b51d80f3
+# %% ../nbs/15_training.ipynb #9664326e
 from dataclasses import asdict, dataclass
 from pathlib import Path
 import math
 
 import torch
-from accelerate import Accelerator
 from torch import nn
 
 from .checkpoints import save_model
@@ -20,7 +19,7 @@ from .data import PairBatches, begin_folder
 from .losses import LossWeights, interflow_loss
 from .model import InterFlow, InterFlowConfig
 
-# %% ../nbs/15_training.ipynb #ff07ffe0
+# %% ../nbs/15_training.ipynb #d8f97678
 @dataclass(frozen=True)
 class TrainConfig:
     "Settings of a training; the defaults are the paper's for the flow."
@@ -35,6 +34,7 @@ class TrainConfig:
     max_skips: int = 1000               # more skipped steps than this end the run
     seed: int = 0
     save_every: int = 1000              # steps between checkpoints
+    recompute: bool = False             # less memory for more time: the flow and its encoder are computed again in the backward pass, not stored
 
     def __post_init__(self):
         object.__setattr__(self, 'halve_at', tuple(self.halve_at))
@@ -89,18 +89,19 @@ def _resume(accelerator, out):
     accelerator.load_state(out / 'state')
     return read_json(out / 'state' / 'progress.json')
 
-# %% ../nbs/15_training.ipynb #3b8383cf
+# %% ../nbs/15_training.ipynb #583e9609
 def fit(model, loss, batches, config, out, settings=None, device='auto', description='train'):
     """Train `model` in place and return its history, a list of dicts (step, loss, the loss's terms, learning_rate).
 
     `loss(model, batch, generator) -> (total, terms)`; `batches(step)` -> dict of tensors; `config` a `TrainConfig`; `out` the run's
     folder, resumed when it holds a run of the same `config` and `settings` (a dict of what else decides the result), refused with an `InterflowError` otherwise.
     """
+    from accelerate import Accelerator      # a second to import, and only training needs it
     out = Path(out)
     begin_folder(out, plain({'training': asdict(config), **(settings or {})}), 'training.json')
     accelerator = Accelerator(cpu=str(device) == 'cpu', log_with='tensorboard', project_dir=out, step_scheduler_with_optimizer=False)
     accelerator.init_trackers('logs')
-    optimizer = torch.optim.Adam(model.parameters(), config.learning_rate)
+    optimizer = torch.optim.Adam(model.parameters(), config.learning_rate, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, config.rate)
     objective, optimizer, schedule = accelerator.prepare(Objective(model.train(), loss), optimizer, schedule)
     record = _resume(accelerator, out)
@@ -142,7 +143,7 @@ def plain(settings):
         return [plain(value) for value in settings]
     return str(settings) if isinstance(settings, float) and not math.isfinite(settings) else settings
 
-# %% ../nbs/15_training.ipynb #5e536423
+# %% ../nbs/15_training.ipynb #b00a6a55
 PRESETS = {
     'paper': TrainConfig(),
     'tiny': TrainConfig(steps=600, batch_size=8, patch=48, learning_rate=1e-3, halve_at=(.4, .6, .75, .85, .95), warmup=20, clip=100., save_every=100),
@@ -156,6 +157,7 @@ def train_flow(scenes, out, model_config=InterFlowConfig(), config=TrainConfig()
     """
     torch.manual_seed(config.seed)      # the layers' initial weights come from torch's own generator
     model = InterFlow(model_config, make_generator(config.seed, 'model'))
+    model.encoder.recompute = config.recompute
     batches = PairBatches(scenes, model_config.factors, config.patch, config.batch_size, config.seed)
     settings = {'model': asdict(model_config), 'loss': asdict(weights), 'scenes': [scene.name for scene in scenes]}
     def loss(model, batch, generator):

@@ -9,6 +9,7 @@ import torch
 
 from interflow.checkpoints import from_published, published_name
 from interflow.core import InterflowError
+from interflow.encoder import level_features
 from interflow.losses import LossWeights, consistency, information_bottleneck, mix, reduce4
 
 REFERENCE = Path(__file__).parent / 'reference'
@@ -55,7 +56,7 @@ def run(published, data):
     weights = LossWeights()
     total = terms[0] + weights.consistency * terms[1] + weights.bottleneck * terms[2]
     total.backward()
-    return dict(model=model, features=model.encoder(hr), z2=z2, z4=z4, logdet2=log_det2, logdet4=log_det4, nll2=bits(z2, log_det2, 2.1),
+    return dict(model=model, features=level_features(*model.encoder(hr)), z2=z2, z4=z4, logdet2=log_det2, logdet4=log_det4, nll2=bits(z2, log_det2, 2.1),
                 nll4=bits(z4, log_det4, 3.75), posterior2=model.prior.log_posterior(z2), posterior4=model.prior.log_posterior(z4), mixes=mixes,
                 terms=[*terms, total], hr=hr, lr2=lr2, lr4=lr4)
 
