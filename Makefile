@@ -8,11 +8,11 @@ OLDEST := $(shell sed -n 's/^min_python *= *//p' settings.ini)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lab prepare
+.PHONY: help demo test lab prepare bench bench-full
 
 help:  ## this list
 	@echo 'interflow: what make can do here'
-	@awk -F ':.*  ## ' '/^[a-z]+:.*  ## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*  ## ' '/^[a-z-]+:.*  ## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
 
 demo: $(READY)  ## the whole paper on the embedded photographs, into runs/demo (resumes when interrupted)
 	@$(BIN)/interflow demo
@@ -28,6 +28,12 @@ prepare: $(READY)  ## before a commit: export the notebooks, run them, store the
 	@find nbs -name '*.ipynb' -not -path '*/.ipynb_checkpoints/*' | sort | OMP_NUM_THREADS=1 xargs -n 1 -P 2 sh -c '$(STORE)'; \
 	  code=$$?; $(BIN)/nbdev_clean; exit $$code
 	@echo 'exported, run and cleaned; see the changes with: git status'
+
+bench: $(READY)  ## what the model costs, into benchmarks/cost.json and cost.png (under 5 minutes; leave the machine alone meanwhile)
+	@$(BIN)/python benchmarks/cost.py
+
+bench-full: $(READY)  ## the same, with torch.compile and a 2048x1536 scene
+	@$(BIN)/python benchmarks/cost.py --full
 
 # One notebook: run and stored, or left as it was and named.
 STORE = $(BIN)/jupyter-nbconvert --to notebook --execute --inplace --log-level=ERROR \

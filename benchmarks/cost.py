@@ -1,69 +1,350 @@
-"""What the model costs, in a unit that holds on any machine: E, one forward pass of the conditioning encoder without gradients.
+"""What the model costs, in a unit that holds on any machine: E, one forward pass of the paper's conditioning encoder, float32, without gradients.
 
-    python benchmarks/cost.py [--preset paper|tiny] [--size 160] [--repeats 3] [--json FILE]
+    python benchmarks/cost.py [--full] [--out DIR]        (make bench, make bench-full)
 
-Every figure is measured beside E in one run; the machine's noise only ever adds time, so the best of the repeats is taken.
+Each figure is measured in turn with E in the same run, and the fastest of the rounds counts: a machine's other work only ever adds time.
+Memory is the peak of a process of its own that does nothing else. Results: cost.json and cost.png in DIR.
 """
 import argparse
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
 import time
+from functools import partial
+from pathlib import Path
 
 import torch
 
 from interflow.core import make_generator, write_json
+from interflow.encoder import level_features
+from interflow.flow import PlainForm
+from interflow.generation import generate_scene
 from interflow.losses import LossWeights, interflow_loss, mix
-from interflow.model import InterFlow, InterFlowConfig
+from interflow.model import Condition, InterFlow, InterFlowConfig
+
+FACTORS = [2.1 + 1.65 * k / 20 for k in range(1, 20)]       # the published nineteen
+TARGETS = {'19 factors': (160., 4.4, 5.5), 'training step': (24., 7.7, 8.5)}      # published, floor, to reach: E
+CHANNELS_LAST = {'memory_format': torch.channels_last}
 
 
-def best(function, repeats):
-    "Seconds of the fastest of some calls; one more call before warms up."
-    function()
-    times = []
-    for _ in range(repeats):
+def together(functions, rounds=5, unit='E'):
+    "Seconds of each function, {name: seconds}: the fastest of `rounds`, in each of which all of them run in turn, `unit` before every one."
+    best = {name: float('inf') for name in functions}
+
+    def clock(name):
         start = time.perf_counter()
-        function()
-        times.append(time.perf_counter() - start)
-    return min(times)
+        functions[name]()
+        best[name] = min(best[name], time.perf_counter() - start)
+    for name in functions:
+        functions[name]()
+    for _ in range(rounds):
+        for name in functions:
+            clock(unit)
+            clock(name)
+    return best
 
 
-def measure(preset, size, repeats):
-    "A dict of seconds; see `main` for what each is."
+class PlainModel(InterFlow):
+    "The same model with every condition in the plain form, layer by layer."
+
+    def condition(self, hr):
+        return Condition((len(hr), 48, hr.shape[2] // 4, hr.shape[3] // 4), PlainForm(self.flow, *self.encoder(hr)))
+
+
+def make_model(preset, kind=InterFlow):
+    "A model with random weights, its ActNorms initialised, nothing the identity."
     torch.manual_seed(0)
-    model = InterFlow(getattr(InterFlowConfig, preset)(), make_generator(0, 'model')).eval()
-    hr, lr2, lr4 = (torch.rand(1, 3, size, size, generator=make_generator(0, name)) for name in ('hr', 'lr2', 'lr4'))
+    model, generator = kind(getattr(InterFlowConfig, preset)(), make_generator(0, 'model')), make_generator(0, 'shake')
+    with torch.no_grad():
+        model.train().encode(torch.rand(1, 3, 64, 64, generator=generator), model.condition(torch.rand(1, 3, 64, 64, generator=generator)))
+        for name, p in model.named_parameters():
+            p.add_((.001 if name == 'prior.roots' else .01) * torch.randn(p.shape, generator=generator))
+    return model.eval()
 
-    def nineteen():
-        cond = model.condition(hr)
-        z2, z4 = model.encode(lr2, cond)[0], model.encode(lr4, cond)[0]
-        for k in range(1, 20):
-            model.decode(mix(z2, z4, hr.new_tensor([k / 20])), cond)
 
-    def train_step():
-        model.zero_grad()
-        interflow_loss(model, {'hr': hr, 'lr': torch.stack([lr2, lr4])}, make_generator(0), LossWeights())[0].backward()
+def images(batch, size):
+    return [torch.rand(batch, 3, size, size, generator=make_generator(0, name)) for name in ('hr', 'lr2', 'lr4')]
 
+
+def nineteen(model, hr, lr2, lr4, count=19):
+    "`count` factors of one scene by the library's own call, from images to images."
+    factors = [2.1 + 1.65 * k / (count + 1) for k in range(1, count + 1)]
+    return list(generate_scene(model, hr[0], {2.1: lr2[0], 3.75: lr4[0]}, factors, 'linear', tile=0))
+
+
+def nineteen_plain(model, hr, lr2, lr4):
+    "The same, one by one, in the plain form."
     with torch.inference_mode():
         cond = model.condition(hr)
+        z2, z4 = model.encode(lr2, cond)[0], model.encode(lr4, cond)[0]
+        return [model.decode(mix(z2, z4, hr.new_tensor([k / 20])), cond)[0] for k in range(1, 20)]
+
+
+def train_step(model, hr, lr2, lr4, weights=LossWeights(), autocast=False):
+    "Loss and gradients of one batch."
+    model.zero_grad()
+    with torch.autocast(hr.device.type, torch.bfloat16, enabled=autocast):
+        total = interflow_loss(model, {'hr': hr, 'lr': torch.stack([lr2, lr4])}, make_generator(0, device=hr.device), weights)[0]
+    total.backward()
+    return total.item()
+
+
+def optimised_step(preset='tiny', batch=8, size=48, kind=InterFlow, fused=True):
+    "A function that takes one whole training step of the demo, optimiser included."
+    model, given = make_model(preset, kind).train(), images(batch, size)
+    optimizer = torch.optim.Adam(model.parameters(), 1e-6, fused=fused)
+
+    def step():
+        train_step(model, *given, LossWeights.tiny())
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 100.)
+        optimizer.step()
+    return step
+
+
+def no_grad(function, *arguments, **keywords):
+    def call():
+        with torch.inference_mode():
+            return function(*arguments, **keywords)
+    return call
+
+
+def measure_paper(rounds):
+    "Seconds and the largest difference between the forms, at the paper's size, one 160x160 scene."
+    model, plain = make_model('paper'), make_model('paper', PlainModel)
+    given = hr, lr2, lr4 = images(1, 160)
+    with torch.inference_mode():
+        cond, plain_cond = model.condition(hr), plain.condition(hr)
         z = model.encode(lr2, cond)[0]
-        seconds = {'encoder, forward (E)': best(lambda: model.encoder(hr), repeats), 'condition': best(lambda: model.condition(hr), repeats),
-                   'encode, conditioned': best(lambda: model.encode(lr2, cond), repeats), 'decode, conditioned': best(lambda: model.decode(z, cond), repeats),
-                   '19 factors, images to images': best(nineteen, repeats)}
-    return {**seconds, 'training step, batch 1': best(train_step, repeats)}
+        difference = max((a - b).abs().max().item() for a, b in zip(nineteen(model, *given), nineteen_plain(plain, *given)))
+    seconds = together({
+        'E': no_grad(model.encoder, hr),
+        'encoder, channels last': no_grad(lambda: model.encoder(hr.contiguous(**CHANNELS_LAST))),
+        'condition': no_grad(model.condition, hr), 'condition, plain': no_grad(plain.condition, hr),
+        'encode': no_grad(model.encode, lr2, cond), 'encode, plain': no_grad(plain.encode, lr2, plain_cond),
+        'decode': no_grad(model.decode, z, cond), 'decode, plain': no_grad(plain.decode, z, plain_cond),
+        '19 factors': partial(nineteen, model, *given), '19 factors, plain': partial(nineteen_plain, plain, *given)}, rounds)
+    return seconds, difference
+
+
+def measure_training(rounds):
+    "Seconds of a training step with one 160x160 scene: plain, fast, and with recomputation."
+    model, plain, again = make_model('paper').train(), make_model('paper', PlainModel).train(), make_model('paper').train()
+    again.encoder.recompute = True
+    given = images(1, 160)
+    return together({'E': no_grad(model.encoder, given[0]), 'training step': partial(train_step, model, *given),
+                     'training step, recompute': partial(train_step, again, *given), 'training step, plain': partial(train_step, plain, *given)}, rounds)
+
+
+def measure_tiny(rounds):
+    "Seconds of the demo's training step; its plain form is the one the project had first."
+    tiny = make_model('tiny')
+    hr = images(8, 48)[0]
+    return together({'E': no_grad(tiny.encoder, hr), 'step': optimised_step(), 'step, plain': optimised_step(kind=PlainModel, fused=False)}, rounds)
+
+
+def measure_precision(rounds):
+    "bf16 autocast, where the processor may have instructions for it: seconds, and the largest difference to float32."
+    model, given = make_model('paper'), images(1, 160)
+    trained = make_model('paper').train()
+
+    def bf16():
+        with torch.autocast('cpu', torch.bfloat16):
+            return nineteen(model, *given)
+    difference = max((a - b).abs().max().item() for a, b in zip(nineteen(model, *given), bf16()))
+    seconds = together({'E': no_grad(model.encoder, given[0]), '19 factors, bf16': bf16,
+                        'training step, bf16': partial(train_step, trained, *given, autocast=True)}, rounds)
+    return seconds, difference
+
+
+def measure_compile():
+    "`torch.compile` of the encoder: seconds to compile, seconds a pass. Needs a C++ compiler."
+    if not shutil.which('g++') and not shutil.which('clang++'):
+        return {'skipped': 'no C++ compiler'}
+    model, hr = make_model('paper'), images(1, 160)[0].contiguous(**CHANNELS_LAST)
+    compiled = torch.compile(model.encoder)
+    start = time.perf_counter()
+    no_grad(compiled, hr)()
+    first = time.perf_counter() - start
+    return {'to compile, s': first, **together({'E': no_grad(model.encoder, hr.contiguous()), 'compiled': no_grad(compiled, hr), 'channels last': no_grad(model.encoder, hr)}, 3)}
+
+
+def measure_curves(rounds):
+    "Cost of nineteen factors over the image's size, and of a 160x160 scene over the number of factors."
+    model, sizes, counts = make_model('paper'), (64, 96, 128, 192, 256, 384, 512), (1, 2, 5, 10, 19, 38)
+    E = no_grad(model.encoder, images(1, 160)[0])
+    by_size = {size: together({'E': E, 'x': partial(nineteen, model, *images(1, size))}, rounds if size < 300 else 1) for size in sizes}
+    by_count = {count: together({'E': E, 'x': partial(nineteen, model, *images(1, 160), count=count)}, rounds) for count in counts}
+    return {'size': {size: s['x'] / s['E'] for size, s in by_size.items()}, 'factors': {count: s['x'] / s['E'] for count, s in by_count.items()}}
+
+
+PEAKS = {
+    'nothing': lambda: None,
+    '19 factors': lambda: nineteen(make_model('paper'), *images(1, 160)),
+    'training step': lambda: _steps('paper', InterFlow),
+    'training step, recompute': lambda: _steps('paper', InterFlow, recompute=True),
+    'training step, plain': lambda: _steps('paper', PlainModel),
+}
+
+
+def _steps(preset, kind, recompute=False):
+    "Two steps with Adam, whose moments exist from the first on."
+    model = make_model(preset, kind).train()
+    model.encoder.recompute = recompute
+    optimizer = torch.optim.Adam(model.parameters(), 1e-6, fused=True)
+    for _ in range(2):
+        train_step(model, *images(1, 160))
+        optimizer.step()
+
+
+def peak(name):
+    "Peak memory, bytes, of a process that does PEAKS[name] alone."
+    done = subprocess.run([sys.executable, __file__, '--peak', name], capture_output=True, text=True, check=True)
+    return int(done.stdout)
+
+
+def resident():
+    "Peak memory of this process, bytes."
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)
+
+
+def measure_import(rounds=4):
+    "Seconds that `import` takes in a fresh interpreter, best of some: torch alone, and every module of the package."
+    every = 'import importlib, pkgutil, interflow; [importlib.import_module(m.name) for m in pkgutil.walk_packages(interflow.__path__, "interflow.")]'
+    seconds = {}
+    for name, code in (('torch', 'import torch'), ('torch, numpy, Pillow', 'import torch, numpy, PIL.Image'), ('interflow', every)):
+        script = f'import time; start = time.perf_counter(); {code}; print(time.perf_counter() - start)'
+        runs = [subprocess.run([sys.executable, '-c', script], capture_output=True, text=True, check=True) for _ in range(rounds)]
+        seconds[name] = min(float(run.stdout) for run in runs)
+    return seconds
+
+
+def measure_cuda():
+    "On a GPU: training steps a second, nineteen factors, and the largest difference to the CPU; None without one."
+    if not torch.cuda.is_available():
+        return None
+    rows, modes = {}, {'float32': (False, False), 'TF32': (True, False), 'bf16': (True, True)}
+    for mode, (tf32, autocast) in modes.items():
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
+        model = make_model('paper').to('cuda').train()
+        for batch in (8, 16):
+            given = [image.to('cuda') for image in images(batch, 160)]
+            rows[f'steps/s, batch {batch}, {mode}'] = 1 / _cuda_seconds(partial(train_step, model, *given, autocast=autocast))
+        model.eval()
+        for size in (160, 1024):
+            given = [image.to('cuda') for image in images(1, size)]
+            with torch.autocast('cuda', torch.bfloat16, enabled=autocast):
+                rows[f's, 19 factors, {size}x{size}, {mode}'] = _cuda_seconds(partial(nineteen, model, *given))
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    given = images(1, 160)
+    here, there = nineteen(make_model('paper'), *given), nineteen(make_model('paper').to('cuda'), *(image.to('cuda') for image in given))
+    return {'device': torch.cuda.get_device_name(), 'difference to the CPU': max((a - b.cpu()).abs().max().item() for a, b in zip(here, there)), **rows}
+
+
+def _cuda_seconds(function, rounds=10):
+    function()
+    best = float('inf')
+    for _ in range(rounds):
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        function()
+        torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - start)
+    return best
+
+
+def measure(rounds=5, full=False):
+    "Everything, as one dict of plain numbers."
+    sys.path.insert(0, str(Path(__file__).parent))
+    import data as patches      # benchmarks/data.py
+    started, result = time.perf_counter(), {'torch': torch.__version__, 'threads': torch.get_num_threads(), 'bf16 instructions': torch.cpu._is_avx512_bf16_supported()}
+
+    def note(name, value):
+        result[name] = value
+        print(f'[{time.perf_counter() - started:4.0f} s] {name}', file=sys.stderr, flush=True)
+    seconds, difference = measure_paper(rounds)
+    note('paper, 160x160, s', seconds)
+    note('largest difference of the forms', difference)
+    note('training, 160x160, batch 1, s', measure_training(max(2, rounds - 2)))
+    note('tiny training, 48x48, batch 8, s', measure_tiny(3 * rounds))
+    note('peak memory, bytes', {name: peak(name) for name in PEAKS})
+    seconds, difference = measure_precision(2)
+    note('bf16, s', seconds)
+    note('bf16, largest difference', difference)
+    note('curves, E', measure_curves(2))
+    note('import, s', measure_import())
+    note('data', patches.measure())
+    note('cuda', measure_cuda())
+    if full:
+        import large
+        note('compiled, s', measure_compile())
+        note('2048x1536, 19 factors', large.measure())
+    return result
+
+
+def table(result):
+    "The result as lines for people."
+    paper, training, memory = result['paper, 160x160, s'], result['training, 160x160, batch 1, s'], result['peak memory, bytes']
+    lines = [f'paper preset, one 160x160 scene, float32, {result["threads"]} threads; E = {paper["E"]:.3f} s', f'{"":34}{"E":>8}{"s":>9}{"GB":>7}{"published":>11}{"floor":>7}{"reach":>7}']
+    for name, value in [*paper.items(), *((n, v) for n, v in training.items() if n != 'E')]:
+        unit = training['E'] if name in training and name != 'E' else paper['E']
+        gigabytes = f'{memory[name] / 1e9:7.2f}' if name in memory else ' ' * 7
+        published = ''.join(f'{x:{w}.1f}' for x, w in zip(TARGETS[name], (11, 7, 7))) if name in TARGETS else ''
+        lines.append(f'{name:34}{value / unit:8.2f}{value:9.3f}{gigabytes}{published}')
+    bf16 = result['bf16, s']
+    lines += [f'{name:34}{value / bf16["E"]:8.2f}{value:9.3f}' for name, value in bf16.items() if name != 'E']
+    tiny, imports, data = result['tiny training, 48x48, batch 8, s'], result['import, s'], result['data']
+    lines += [f'plain and fast form differ by {result["largest difference of the forms"]:.1e}, float32 and bf16 by {result["bf16, largest difference"]:.1e}',
+              f'tiny training step, 48x48, batch 8: {tiny["step"] * 1e3:.0f} ms, plain {tiny["step, plain"] * 1e3:.0f} ms: {tiny["step"] / tiny["step, plain"]:.2f}',
+              f'import of every module: {imports["interflow"]:.2f} s, of which torch {imports["torch"]:.2f} s',
+              f'memory of a process that does nothing: {memory["nothing"] / 1e9:.2f} GB', f'data: {json.dumps(data)}']
+    lines += [f'{name}: {json.dumps(result[name])}' for name in ('compiled, s', '2048x1536, 19 factors', 'cuda') if result.get(name)]
+    return '\n'.join(lines)
+
+
+def draw(result, path):
+    "The README's figure: what was gained, and how cost grows with size and factors."
+    import matplotlib.pyplot as plt
+    paper, training, curves = result['paper, 160x160, s'], result['training, 160x160, batch 1, s'], result['curves, E']
+    figure, axes = plt.subplots(1, 3, figsize=(11, 2.8), layout='constrained')
+    values = {'19 factors': (160, paper['19 factors, plain'] / paper['E'], paper['19 factors'] / paper['E']),
+              'training step': (24, training['training step, plain'] / training['E'], training['training step'] / training['E'])}
+    for i, (label, colour) in enumerate(zip(('published code', 'conditioned once, layer by layer', 'fast form'), ('0.75', '0.45', 'tab:blue'))):
+        bars = axes[0].bar([x + .28 * i for x in range(2)], [v[i] for v in values.values()], .26, color=colour, label=label)
+        axes[0].bar_label(bars, fmt='%.3g', fontsize=8)
+    axes[0].set(yscale='log', ylim=(1, 1500), ylabel='E (one encoder pass)', title='one 160x160 scene')
+    axes[0].set_xticks([.28, 1.28], values)
+    axes[0].legend(fontsize=7, loc='upper right')
+    for axis, name, label in ((axes[1], 'size', 'height and width, pixels'), (axes[2], 'factors', 'number of factors, 160x160')):
+        x, y = [int(key) for key in curves[name]], list(curves[name].values())
+        axis.plot(x, y, 'o-', color='tab:blue')
+        axis.set(xlabel=label, ylabel='E', ylim=(0, None))
+    pixels = [19 / 19 * curves['size'][max(curves['size'])] * (size / max(map(int, curves['size']))) ** 2 for size in map(int, curves['size'])]
+    axes[1].plot([int(key) for key in curves['size']], pixels, '--', color='0.6', lw=1, label='in proportion to pixels')
+    axes[1].set(title='19 factors')
+    axes[1].legend(fontsize=7)
+    axes[2].set(title='from images to images')
+    figure.savefig(path, dpi=96)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--preset', default='paper', choices=['paper', 'tiny'])
-    parser.add_argument('--size', type=int, default=160, help='height and width, pixels')
-    parser.add_argument('--repeats', type=int, default=3)
-    parser.add_argument('--json', help='file for the figures')
+    parser.add_argument('--full', action='store_true', help='also torch.compile and a 2048x1536 scene (some minutes more)')
+    parser.add_argument('--rounds', type=int, default=5)
+    parser.add_argument('--out', type=Path, default=Path(__file__).parent, help='folder for cost.json and cost.png')
+    parser.add_argument('--peak', choices=PEAKS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    seconds = measure(arguments.preset, arguments.size, arguments.repeats)
-    unit = seconds['encoder, forward (E)']
-    print(f'{arguments.preset}, {arguments.size}x{arguments.size}, {torch.get_num_threads()} threads')
-    for name, value in seconds.items():
-        print(f'{name:32}{value:8.3f} s {value / unit:8.2f} E')
-    if arguments.json:
-        write_json(arguments.json, {'settings': vars(arguments), 'threads': torch.get_num_threads(), 'seconds': seconds, 'E': {n: v / unit for n, v in seconds.items()}})
+    if arguments.peak:
+        PEAKS[arguments.peak]()
+        print(resident())
+        return
+    result = measure(arguments.rounds, arguments.full)
+    result = json.loads(json.dumps(result))
+    write_json(arguments.out / 'cost.json', result)
+    draw(result, arguments.out / 'cost.png')
+    print(table(result))
 
 
 if __name__ == '__main__':

@@ -13,11 +13,9 @@ from dataclasses import dataclass
 from io import BytesIO
 import math
 
-import cv2
 import numpy as np
 import torch
 from PIL import Image
-from scipy.fft import dctn
 
 from .core import InterflowError, check_image, make_generator, to_pixels, to_tensor
 
@@ -151,6 +149,7 @@ def project(scene, camera, factor, phase=(0., 0.)):
     `scene` (3, H, W) linear light, one value per HR pixel -> (3, h, w) float64 with h = ceil(H/factor) + 2*MARGIN. Exact for the
     mirrored, band-limited scene: cosine coefficients times the transfer functions, evaluated at real positions.
     """
+    from scipy.fft import dctn      # here, as OpenCV below, so that importing the package stays quick
     height, width = scene.shape[-2:]
     frequency_y, frequency_x = (torch.arange(size, dtype=torch.float64) / (2 * size) for size in (height, width))
     rows = _cosines(sensor_positions(height, factor, phase[0]), frequency_y) * box_mtf(frequency_y, factor)
@@ -205,6 +204,7 @@ def demosaic(raw, colour):
 
 def _interpolate(raw, median=1, zero=32768):
     "(h, w) mosaic of values in [-1, 1] -> (3, h, w): OpenCV's edge-aware demosaicing and median in 16 bits, `zero` stored for 0."
+    import cv2
     stored = (raw * (65535 - zero) + zero).round().clamp(0, 65535).to(torch.int32).numpy().astype(np.uint16)
     planes = cv2.medianBlur(cv2.cvtColor(stored, cv2.COLOR_BayerRGGB2RGB_EA), median)
     return (torch.from_numpy(planes.astype(np.float64)).permute(2, 0, 1) - zero) / (65535 - zero)

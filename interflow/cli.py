@@ -75,17 +75,19 @@ def train(data: Annotated[Path, typer.Argument(help='set of pairs: simulated, or
     _, history = train_flow(read_set(data), out, size(parse_factors(factors)), config, weights, pick_device(device))
     typer.echo(f'{history[-1]["bits_per_dim"]:.3f} bits per dimension at the last step: {out / "model"}')
 
-# %% ../nbs/40_cli.ipynb #10e27874
+# %% ../nbs/40_cli.ipynb #175c2bbe
 @app.command()
 def generate(model: Annotated[Path, typer.Argument(help='folder of a trained flow')], data: Annotated[Path, typer.Argument(help='set of pairs')], out: Out,
              factors: Annotated[str, typer.Option(help='true factors, within the trained range')] = '2.3,2.6,3.0,3.3,3.6',
              path: Annotated[str, typer.Option(help="'linear' (both LR images), 'sample' (HR alone), 'pixels' (the naive rival)")] = 'sample',
-             temperature: Annotated[float, typer.Option(help='scales the noise of path sample; 1 is the learned amount')] = 1., seed: Seed = 0, device: Device = 'auto'):
+             temperature: Annotated[float, typer.Option(help='scales the noise of path sample; 1 is the learned amount')] = 1.,
+             tile: Annotated[int, typer.Option(help='larger scenes are made in tiles of this side, pixels, which bounds the memory; 0: as a whole')] = 640,
+             seed: Seed = 0, device: Device = 'auto'):
     "Make LR images of every scene at any factors."
     from interflow.checkpoints import load_model
     from interflow.data import read_set
     from interflow.generation import generate as run
-    scenes = run(load_model(model), read_set(data), out, parse_factors(factors), path, seed, temperature, device)
+    scenes = run(load_model(model), read_set(data), out, parse_factors(factors), path, seed, temperature, device, tile)
     typer.echo(f'{len(scenes)} scenes at {len(scenes[0].lr)} factors: {out}')
 
 # %% ../nbs/40_cli.ipynb #3f5bd1d9

@@ -10,6 +10,7 @@ __all__ = ['InterflowError', 'read_pixels', 'to_tensor', 'to_pixels', 'read_imag
 # %% ../nbs/00_core.ipynb #252b32a2
 from contextlib import contextmanager
 from pathlib import Path
+from uuid import uuid4
 import csv
 import hashlib
 import json
@@ -95,7 +96,7 @@ def whole_file(path):
     "Give a temporary path next to `path`; rename it to `path` when the block ends well, remove it when it does not."
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}.part')
+    temporary = path.with_name(f'.{path.name}.{uuid4().hex[:12]}.part')      # a name for each writer, whatever its process, thread or machine
     try:
         yield temporary
         os.replace(temporary, path)

@@ -11,7 +11,6 @@ import math
 
 import numpy as np
 import torch
-from skimage.metrics import structural_similarity
 
 from .core import InterflowError, check_image
 
@@ -46,6 +45,7 @@ def ssim_y(image, reference):
 
     `image`, `reference` (3, H, W) in [0, 1]. Raises `InterflowError` for different sizes, NaN, or sides below 15 pixels.
     """
+    from skimage.metrics import structural_similarity      # takes long to import
     y, truth = _shaved(image, reference)
     return float(structural_similarity(y, truth, win_size=7, data_range=255))
 

@@ -18,7 +18,7 @@ from .fast import FastForm
 from .flow import ConditionalFlow, PlainForm
 from .prior import GaussianPrior
 
-# %% ../nbs/12_model.ipynb #fc1bf2ca
+# %% ../nbs/12_model.ipynb #3ca58974
 @dataclass(frozen=True)
 class InterFlowConfig:
     "Sizes of an InterFlow model; the defaults are the paper's."
@@ -36,8 +36,8 @@ class InterFlowConfig:
         object.__setattr__(self, 'taps', tuple(self.taps))
         if list(self.factors) != sorted(set(self.factors)) or not self.factors or self.factors[0] < 1:
             raise InterflowError(f'factors {self.factors}: give one or more different true factors >= 1 in ascending order, such as (2.1, 3.75)')
-        if not all(0 <= tap < self.blocks for tap in self.taps):
-            raise InterflowError(f'taps {self.taps}: must lie in 0 to {self.blocks - 1}, the blocks of the encoder')
+        if not self.taps or not all(0 <= tap < self.blocks for tap in self.taps):
+            raise InterflowError(f'taps {self.taps}: give one or more of 0 to {self.blocks - 1}, the blocks of the encoder')
 
     @classmethod
     def paper(cls, factors=(2.1, 3.75)):

@@ -30,12 +30,12 @@ def transport_map(root1, root2):
     inverse = torch.linalg.inv(half)
     return (inverse @ symmetric_sqrt(half @ sigma2 @ half) @ inverse).to(root1.dtype)
 
-# %% ../nbs/11_prior.ipynb #41d0c23c
+# %% ../nbs/11_prior.ipynb #43fe76e6
 class GaussianPrior(nn.Module):
     """A Gaussian for each trained factor, the geodesic between neighbours for the factors between.
 
     `factors` true factors, ascending. Latents `z` (B, channels, H, W); densities sum over positions, (B,), nats.
-    `factor` is any float in [factors[0], factors[-1]], `InterflowError` outside. Source: InterFlow (Park et al. 2023), section 3; Takatsu 2008.
+    `factor` is any float in [factors[0], factors[-1]], `InterflowError` outside; `gaussian` goes farther where told to. Source: InterFlow (Park et al. 2023), section 3; Takatsu 2008.
     """
 
     def __init__(self, factors, channels=48):
@@ -46,22 +46,43 @@ class GaussianPrior(nn.Module):
         self.means = nn.Parameter(torch.linspace(-reach, reach, count))
         self.roots = nn.Parameter(.1 * torch.eye(channels).repeat(count, 1, 1))
 
-    def locate(self, factor):
-        "The neighbours and the position between them: `(i, a)` with factor = (1 - a) factors[i] + a factors[i + 1], 0 <= a <= 1."
-        if not self.factors[0] - 1e-6 <= factor <= self.factors[-1] + 1e-6:
-            raise InterflowError(f'factor {factor:g} is outside the trained range {self.factors[0]:g} to {self.factors[-1]:g}; choose one inside')
+    def span(self):
+        """The open interval of factors `(low, high)` in which the first and the last geodesic, continued straight on, still lead to Gaussians.
+
+        There M = I + a (T - I) is positive definite; infinite where nothing ends it. With one trained factor: that factor alone.
+        """
+        if len(self.factors) == 1:
+            return self.factors * 2
+        first, last = (torch.linalg.eigvalsh(transport_map(self.roots[i], self.roots[i + 1]).double()) for i in (0, len(self.factors) - 2))
+        shrink, grow = 1 - last[0].item(), first[-1].item() - 1      # of the direction that vanishes first: forward, backward
+        before, beyond = (1 / rate if rate > 0 else math.inf for rate in (grow, shrink))
+        (low, second), (third, high) = self.factors[:2], self.factors[-2:]
+        return low - before * (second - low), third + beyond * (high - third)
+
+    def locate(self, factor, extrapolate=False):
+        """The neighbours and the position between them: `(i, a)` with factor = (1 - a) factors[i] + a factors[i + 1].
+
+        0 <= a <= 1; outside it with `extrapolate`, for a factor of the `span` beyond the trained ones. `InterflowError` for any other factor.
+        """
+        low, high = self.factors[0], self.factors[-1]
+        inside = low - 1e-6 <= factor <= high + 1e-6
+        if not inside and not extrapolate:
+            raise InterflowError(f'factor {factor:g} is outside the trained range {low:g} to {high:g}; choose one inside')
+        if not inside and not (span := self.span())[0] < factor < span[1]:
+            raise InterflowError(f'factor {factor:g}: beyond the trained range {low:g} to {high:g} there are Gaussians only from {span[0]:g} to {span[1]:g}; choose one inside')
         i = max(0, min(sum(f <= factor + 1e-6 for f in self.factors) - 1, len(self.factors) - 2))
         if len(self.factors) == 1:
             return 0, 0.
         low, high = self.factors[i], self.factors[i + 1]
-        return i, min(max((factor - low) / (high - low), 0.), 1.)
+        a = (factor - low) / (high - low)
+        return i, min(max(a, 0.), 1.) if inside else a
 
-    def gaussian(self, factor):
-        "`(mean, root)` at `factor`: every position's vector is N(mean * 1, root root^T); mean scalar, root (C, C)."
-        i, a = self.locate(factor)
-        if a < 1e-6:
+    def gaussian(self, factor, extrapolate=False):
+        "`(mean, root)` at `factor`: every position's vector is N(mean * 1, root root^T); mean scalar, root (C, C). `extrapolate` as for `locate`."
+        i, a = self.locate(factor, extrapolate)
+        if abs(a) < 1e-6:
             return self.means[i], self.roots[i]
-        if a > 1 - 1e-6:
+        if abs(a - 1) < 1e-6:
             return self.means[i + 1], self.roots[i + 1]
         transport = transport_map(self.roots[i], self.roots[i + 1])
         identity = torch.eye(len(transport), dtype=transport.dtype, device=transport.device)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PRESETS', 'TrainConfig', 'Guard', 'Objective', 'fit', 'plain', 'train_flow']
 
-# %% ../nbs/15_training.ipynb #9664326e
+# %% ../nbs/15_training.ipynb #a0dd2637
 from dataclasses import asdict, dataclass
 from pathlib import Path
 import math
@@ -15,7 +15,7 @@ from torch import nn
 
 from .checkpoints import save_model
 from .core import InterflowError, make_generator, progress, read_json, whole_folder, write_json
-from .data import PairBatches, begin_folder
+from .data import PairBatches, begin_folder, prefetch
 from .losses import LossWeights, interflow_loss
 from .model import InterFlow, InterFlowConfig
 
@@ -89,11 +89,11 @@ def _resume(accelerator, out):
     accelerator.load_state(out / 'state')
     return read_json(out / 'state' / 'progress.json')
 
-# %% ../nbs/15_training.ipynb #583e9609
+# %% ../nbs/15_training.ipynb #bf8dc136
 def fit(model, loss, batches, config, out, settings=None, device='auto', description='train'):
     """Train `model` in place and return its history, a list of dicts (step, loss, the loss's terms, learning_rate).
 
-    `loss(model, batch, generator) -> (total, terms)`; `batches(step)` -> dict of tensors; `config` a `TrainConfig`; `out` the run's
+    `loss(model, batch, generator) -> (total, terms)`; `batches(step)` -> dict of tensors, made ahead in a thread; `config` a `TrainConfig`; `out` the run's
     folder, resumed when it holds a run of the same `config` and `settings` (a dict of what else decides the result), refused with an `InterflowError` otherwise.
     """
     from accelerate import Accelerator      # a second to import, and only training needs it
@@ -107,8 +107,8 @@ def fit(model, loss, batches, config, out, settings=None, device='auto', descrip
     record = _resume(accelerator, out)
     guard = Guard(config, record['skipped'])
     with progress(total=config.steps, description=description, unit='step', initial=record['step']) as bar:
-        for step in range(record['step'], config.steps):
-            record['history'].append(_step(accelerator, objective, optimizer, schedule, batches, config, guard, step))
+        for step, batch in prefetch(batches, range(record['step'], config.steps)):
+            record['history'].append(_step(accelerator, objective, optimizer, schedule, batch, config, guard, step))
             record.update(step=step + 1, skipped=guard.skipped)
             bar.set_postfix(loss=f'{record["history"][-1]["loss"]:.3f}', skipped=guard.skipped, refresh=False)
             bar.update()
@@ -119,9 +119,9 @@ def fit(model, loss, batches, config, out, settings=None, device='auto', descrip
     return record['history']
 
 
-def _step(accelerator, objective, optimizer, schedule, batches, config, guard, step):
+def _step(accelerator, objective, optimizer, schedule, batch, config, guard, step):
     "One step of the loop; returns its row of the history."
-    batch = {name: value.to(accelerator.device) for name, value in batches(step).items()}
+    batch = {name: value.to(accelerator.device) for name, value in batch.items()}
     rate = schedule.get_last_lr()[0]
     total, terms = objective(batch, make_generator(config.seed, 'step', step, device=accelerator.device))
     row = {'step': step, 'loss': total.item(), **{name: float(term) for name, term in terms.items()}, 'learning_rate': rate}

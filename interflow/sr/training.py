@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SR_PRESETS', 'Source', 'SRBatches', 'l1_loss', 'train_sr', 'save_rcan', 'load_rcan']
 
-# %% ../../nbs/21_sr.training.ipynb #fd8ca72e
+# %% ../../nbs/21_sr.training.ipynb #071674f8
 from dataclasses import asdict, dataclass
 from pathlib import Path
 import hashlib
@@ -15,8 +15,8 @@ import torch
 from torch.nn import functional as F
 
 from ..checkpoints import load_config, load_weights, save_module
-from ..core import InterflowError, to_tensor
-from ..data import check_patch, crop_alike, read_scene
+from ..core import InterflowError
+from ..data import PixelCache, check_patch, crop_alike, read_scene, stack_crops
 from .rcan import RCAN, RCANConfig
 from ..training import TrainConfig, fit
 
@@ -39,11 +39,11 @@ class Source:
             raise InterflowError(f'source: weight {self.weight} is not positive; leave the source out or weigh it')
         object.__setattr__(self, 'factors', tuple(float(factor) for factor in self.factors or sorted(self.scenes[0].lr)))
 
-# %% ../../nbs/21_sr.training.ipynb #081d03eb
+# %% ../../nbs/21_sr.training.ipynb #10e82132
 class SRBatches:
     """Batches of aligned HR and LR crops, as a function of the step.
 
-    `batches(step)` -> `{'hr': (B, 3, P, P), 'lr': (B, 3, P, P)}` float32 in [0, 1]. All images are decoded once, at the start.
+    `batches(step)` -> `{'hr': (B, 3, P, P), 'lr': (B, 3, P, P)}` float32 in [0, 1]. Images are read through `PixelCache`.
     Raises `InterflowError` for a missing factor, an unreadable image, a pair of different size, or one smaller than the patch.
     """
 
@@ -53,27 +53,29 @@ class SRBatches:
             raise InterflowError('sources: none given; give at least one set to train on')
         weights = np.array([source.weight for source in self.sources])
         self.shares = weights / weights.sum()
-        self.pixels = [[read_scene(scene, source.factors) for scene in source.scenes] for source in self.sources]
-        for scene, images in zip((s for source in self.sources for s in source.scenes), (i for images in self.pixels for i in images)):
-            check_patch(scene, images, patch)
+        self.read = PixelCache()
+        for source in self.sources:
+            for scene in source.scenes:
+                check_patch(scene, read_scene(scene, source.factors, self.read), patch)
 
     def __call__(self, step):
         "The batch of `step`."
         random = np.random.default_rng([self.seed, step])
-        pairs = [self._pair(random) for _ in range(self.batch_size)]
-        hr, lr = (torch.stack([to_tensor(image) for image in images]) for images in zip(*pairs))
+        hr, lr = stack_crops([self._pair(random) for _ in range(self.batch_size)])
         return {'hr': hr, 'lr': lr}
 
     def _pair(self, random):
-        scenes = self.pixels[random.choice(len(self.sources), p=self.shares)]
-        hr, *lr = scenes[random.integers(len(scenes))]
-        return crop_alike([hr, lr[random.integers(len(lr))]], self.patch, random)
+        source = self.sources[random.choice(len(self.sources), p=self.shares)]
+        scene = source.scenes[random.integers(len(source.scenes))]
+        factor = source.factors[random.integers(len(source.factors))]
+        return crop_alike(read_scene(scene, (factor,), self.read), self.patch, random)
 
     def fingerprint(self):
         "A short hash of every pixel and weight, so that a folder is never resumed with other images under the same names."
         digest = hashlib.sha256(repr([(source.factors, source.weight) for source in self.sources]).encode())
-        for image in (image for scenes in self.pixels for images in scenes for image in images):
-            digest.update(repr(image.shape).encode() + image.tobytes())
+        for source in self.sources:
+            for image in (image for scene in source.scenes for image in read_scene(scene, source.factors, self.read)):
+                digest.update(repr(image.shape).encode() + image.tobytes())
         return digest.hexdigest()[:16]
 
 # %% ../../nbs/21_sr.training.ipynb #da66bf90
