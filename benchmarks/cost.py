@@ -7,8 +7,6 @@ Memory is the peak of a process of its own that does nothing else. Results: cost
 """
 import argparse
 import json
-import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -18,8 +16,9 @@ from pathlib import Path
 
 import torch
 
+import data as patches          # the two beside this file
+import large
 from interflow.core import make_generator, write_json
-from interflow.encoder import level_features
 from interflow.flow import PlainForm
 from interflow.generation import generate_scene
 from interflow.losses import LossWeights, interflow_loss, mix
@@ -38,7 +37,7 @@ def together(functions, rounds=5, unit='E'):
         start = time.perf_counter()
         functions[name]()
         best[name] = min(best[name], time.perf_counter() - start)
-    for name in functions:
+    for name in functions if rounds > 1 else ():      # warm up, unless a call is so long that it does not matter
         functions[name]()
     for _ in range(rounds):
         for name in functions:
@@ -185,7 +184,6 @@ PEAKS = {
     '19 factors': lambda: nineteen(make_model('paper'), *images(1, 160)),
     'training step': lambda: _steps('paper', InterFlow),
     'training step, recompute': lambda: _steps('paper', InterFlow, recompute=True),
-    'training step, plain': lambda: _steps('paper', PlainModel),
 }
 
 
@@ -203,11 +201,6 @@ def peak(name):
     "Peak memory, bytes, of a process that does PEAKS[name] alone."
     done = subprocess.run([sys.executable, __file__, '--peak', name], capture_output=True, text=True, check=True)
     return int(done.stdout)
-
-
-def resident():
-    "Peak memory of this process, bytes."
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)
 
 
 def measure_import(rounds=4):
@@ -255,10 +248,8 @@ def _cuda_seconds(function, rounds=10):
     return best
 
 
-def measure(rounds=5, full=False):
+def measure(rounds=4, full=False):
     "Everything, as one dict of plain numbers."
-    sys.path.insert(0, str(Path(__file__).parent))
-    import data as patches      # benchmarks/data.py
     started, result = time.perf_counter(), {'torch': torch.__version__, 'threads': torch.get_num_threads(), 'bf16 instructions': torch.cpu._is_avx512_bf16_supported()}
 
     def note(name, value):
@@ -267,8 +258,8 @@ def measure(rounds=5, full=False):
     seconds, difference = measure_paper(rounds)
     note('paper, 160x160, s', seconds)
     note('largest difference of the forms', difference)
-    note('training, 160x160, batch 1, s', measure_training(max(2, rounds - 2)))
-    note('tiny training, 48x48, batch 8, s', measure_tiny(3 * rounds))
+    note('training, 160x160, batch 1, s', measure_training(rounds - 1))
+    note('tiny training, 48x48, batch 8, s', measure_tiny(5 * rounds))
     note('peak memory, bytes', {name: peak(name) for name in PEAKS})
     seconds, difference = measure_precision(2)
     note('bf16, s', seconds)
@@ -278,7 +269,6 @@ def measure(rounds=5, full=False):
     note('data', patches.measure())
     note('cuda', measure_cuda())
     if full:
-        import large
         note('compiled, s', measure_compile())
         note('2048x1536, 19 factors', large.measure())
     return result
@@ -332,13 +322,13 @@ def draw(result, path):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--full', action='store_true', help='also torch.compile and a 2048x1536 scene (some minutes more)')
-    parser.add_argument('--rounds', type=int, default=5)
+    parser.add_argument('--rounds', type=int, default=4, help='of each measurement, the fastest counts')
     parser.add_argument('--out', type=Path, default=Path(__file__).parent, help='folder for cost.json and cost.png')
     parser.add_argument('--peak', choices=PEAKS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.peak:
         PEAKS[arguments.peak]()
-        print(resident())
+        print(large.peak())
         return
     result = measure(arguments.rounds, arguments.full)
     result = json.loads(json.dumps(result))

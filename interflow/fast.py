@@ -127,15 +127,17 @@ class FastStep(NamedTuple):
         z1, z2, shift, scale = self._affine(_per_scene(lambda z, scale, shift: (z + shift) * scale, z, self.scale, self.shift))
         return F.conv2d(torch.cat([z1, (z2 + shift) * scale], 1), self.mixing.inverse[:, :, None, None], self.mixing.inverse_bias)
 
-# %% ../nbs/10_fast.ipynb #fc65e5df
+# %% ../nbs/10_fast.ipynb #04259519
 class FastForm:
     """A conditional flow for given HR images, all that is the same for all LR images computed in advance; gives what `PlainForm` gives.
 
     `fine`, `coarse` as the encoder returns them; batches as in `PlainForm`. `recompute`: in training, compute the steps again in the backward
-    pass instead of storing them, which trades time for memory.
+    pass instead of storing them, which trades time for memory. Under `torch.autocast` the features' convolutions run in its precision, the
+    flow itself in that of its weights, so that `encode` and `decode` remain inverse.
     """
 
     def __init__(self, flow, fine, coarse, recompute=False):
+        self.device = fine.device.type
         self.run = partial(checkpoint, use_reentrant=False) if recompute and torch.is_grad_enabled() else lambda function, *inputs: function(*inputs)
         fine, coarse, taps = (x.contiguous(memory_format=torch.channels_last) for x in (fine, coarse, coarse[:, fine.shape[1]:]))
 
@@ -150,34 +152,38 @@ class FastForm:
     def _level(self, level, convolve):
         "`(steps, log_det)` of a level: its `FastStep`s, and the part of its log-determinant that all images of a scene share, a position."
         plain, conditional = ([step for step in level.layers[1:] if len(step.layers) == count] for count in (2, 3))
-        mixings, log_det = fold_mixings([*plain, *conditional])
-        mixings = [reduce(Mixing.then, mixings[:len(plain) + 1]), *mixings[len(plain) + 1:]]      # plain steps join the first conditional one
-        couplings, injectors = ([step.layers[2].layers[part].net for step in conditional] for part in (0, 1))
-        rows = zip(mixings, fold_nets(couplings), fold_nets(injectors), fold_features(couplings, injectors), strict=True)
+        with torch.autocast(self.device, enabled=False):
+            mixings, log_det = fold_mixings([*plain, *conditional])
+            mixings = [reduce(Mixing.then, mixings[:len(plain) + 1]), *mixings[len(plain) + 1:]]      # plain steps join the first conditional one
+            couplings, injectors = ([step.layers[2].layers[part].net for step in conditional] for part in (0, 1))
+            rows = list(zip(mixings, fold_nets(couplings), fold_nets(injectors), fold_features(couplings, injectors), strict=True))
         return [FastStep(mixing, net, *self.run(_condition, convolve, injector, *feature)) for mixing, net, injector, feature in rows], log_det
 
     def encode(self, x):
         "`(z, log_det)`: (N, 3, H, W) -> (N, 48, H/4, W/4) and (N,), nats."
         total = x.new_zeros(len(x))
-        for steps, log_det in self.levels:
-            x = F.pixel_unshuffle(x, 2).contiguous(memory_format=torch.channels_last)
-            total = total + x[0, 0].numel() * log_det
-            for step in steps:
-                x, log_scale = self.run(step.encode, x)
-                total = _per_scene(torch.sub, total - log_scale, step.scale.log().sum((1, 2, 3)))
+        with torch.autocast(self.device, enabled=False):
+            for steps, log_det in self.levels:
+                x = F.pixel_unshuffle(x, 2).contiguous(memory_format=torch.channels_last)
+                total = total + x[0, 0].numel() * log_det
+                for step in steps:
+                    x, log_scale = self.run(step.encode, x)
+                    total = _per_scene(torch.sub, total - log_scale, step.scale.log().sum((1, 2, 3)))
         return x, total
 
     def decode(self, z):
         "(N, 48, H/4, W/4) -> (N, 3, H, W)."
-        for steps, _ in reversed(self.levels):
-            z = z.contiguous(memory_format=torch.channels_last)
-            for step in reversed(steps):
-                z = self.run(step.decode, z)
-            z = F.pixel_shuffle(z, 2)
+        with torch.autocast(self.device, enabled=False):
+            for steps, _ in reversed(self.levels):
+                z = z.contiguous(memory_format=torch.channels_last)
+                for step in reversed(steps):
+                    z = self.run(step.decode, z)
+                z = F.pixel_shuffle(z, 2)
         return z
 
 
 def _condition(convolve, injector, weight, bias):
     "Half, shift and scale of a `FastStep`: the feature's convolution for both networks, then the injector to its end."
     half, other = convolve(weight, bias).chunk(2, 1)
-    return half, *injector.affine(other)
+    parts = (half, *injector.affine(other))      # copied, since a view would keep the other half; in the weights' precision under autocast too
+    return [part.to(weight.dtype).contiguous(memory_format=torch.channels_last) for part in parts]

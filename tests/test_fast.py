@@ -106,6 +106,20 @@ def test_recompute_gives_the_same_gradients_from_less_memory():
     assert lean < .6 * full, (lean, full)
 
 
+def test_under_autocast_the_flow_stays_exact():
+    encoder, flow = build(dtype=torch.float32)
+    hr, lr = rand(2, 3, 16, 16, dtype=torch.float32), rand(4, 3, 16, 16, seed=1, dtype=torch.float32)
+    with torch.inference_mode():
+        z, log_det = FastForm(flow, *encoder(hr)).encode(lr)
+        with torch.autocast('cpu', torch.bfloat16):
+            form = FastForm(flow, *encoder(hr))
+            rough, rough_log_det = form.encode(lr)
+            back = form.decode(rough)
+    assert rough.dtype == rough_log_det.dtype == back.dtype == torch.float32
+    assert (back - lr).abs().max() < 1e-4, 'inverse in full precision'
+    assert 1e-6 < (rough - z).abs().max() / z.abs().max() < .03 and torch.allclose(rough_log_det, log_det, rtol=.02), 'the features alone are rounded'
+
+
 def test_the_first_batch_in_training_initialises_through_the_plain_form():
     torch.manual_seed(0)
     model = InterFlow(InterFlowConfig.tiny(), make_generator(0))
