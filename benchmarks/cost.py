@@ -2,7 +2,7 @@
 
     python benchmarks/cost.py [--full] [--out DIR]        (make bench, make bench-full)
 
-Each figure is measured in turn with E in the same run, and the fastest of the rounds counts: a machine's other work only ever adds time.
+Each figure is measured in turn with E in the same run, the median of the rounds for both: a machine's other work delays both.
 Memory is the peak of a process of its own that does nothing else. Results: cost.json and cost.png in DIR.
 """
 import argparse
@@ -13,6 +13,7 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
+from statistics import median
 
 import torch
 
@@ -30,20 +31,20 @@ CHANNELS_LAST = {'memory_format': torch.channels_last}
 
 
 def together(functions, rounds=5, unit='E'):
-    "Seconds of each function, {name: seconds}: the fastest of `rounds`, in each of which all of them run in turn, `unit` before every one."
-    best = {name: float('inf') for name in functions}
+    "Seconds of each function, {name: seconds}: the median of `rounds`, in each of which all of them run in turn, `unit` before every one."
+    seconds = {name: [] for name in functions}
 
     def clock(name):
         start = time.perf_counter()
         functions[name]()
-        best[name] = min(best[name], time.perf_counter() - start)
+        seconds[name].append(time.perf_counter() - start)
     for name in functions if rounds > 1 else ():      # warm up, unless a call is so long that it does not matter
         functions[name]()
     for _ in range(rounds):
         for name in functions:
             clock(unit)
             clock(name)
-    return best
+    return {name: median(values) for name, values in seconds.items()}
 
 
 class PlainModel(InterFlow):
@@ -322,7 +323,7 @@ def draw(result, path):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--full', action='store_true', help='also torch.compile and a 2048x1536 scene (some minutes more)')
-    parser.add_argument('--rounds', type=int, default=4, help='of each measurement, the fastest counts')
+    parser.add_argument('--rounds', type=int, default=4, help='of each measurement; the median counts')
     parser.add_argument('--out', type=Path, default=Path(__file__).parent, help='folder for cost.json and cost.png')
     parser.add_argument('--peak', choices=PEAKS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()

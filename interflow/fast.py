@@ -5,15 +5,15 @@
 # %% auto #0
 __all__ = ['twice_kernel', 'Mixing', 'fold_mixings', 'Net', 'fold_nets', 'fold_features', 'FastStep', 'FastForm']
 
-# %% ../nbs/10_fast.ipynb #951f0fa9
-from functools import partial, reduce
+# %% ../nbs/10_fast.ipynb #4371fc59
+from functools import reduce
 from operator import attrgetter
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch.utils.checkpoint import checkpoint
 
+from .encoder import recomputed
 from .layers.invconv import lu_inverse, triangles
 
 # %% ../nbs/10_fast.ipynb #46393b3d
@@ -59,7 +59,7 @@ def fold_mixings(steps):
     stacks = weight, (weight @ bias)[..., 0], inverse, -bias[..., 0]
     return [Mixing(*parts) for parts in zip(*(stack.unbind() for stack in stacks))], log_scale.sum() + log_s.sum()
 
-# %% ../nbs/10_fast.ipynb #4dea2c45
+# %% ../nbs/10_fast.ipynb #d718b461
 class Net(NamedTuple):
     "A coupling network as three convolutions, the first without its feature half."
     z1: torch.Tensor
@@ -93,9 +93,11 @@ def fold_nets(nets):
 
 def fold_features(*nets):
     "`(weight, bias)` of one convolution of the feature for each row of `nets`, lists of `CouplingNet`s: their feature halves above each other."
-    rows = [net for row in zip(*nets) for net in row]
-    weight, bias = _fold_norm([net.first.weight[:, net.in_channels:] for net in rows], _all(rows, 'first_norm'))
-    return list(zip(*(stack.unflatten(0, (-1, len(nets))).flatten(1, 2).unbind() for stack in (weight, bias))))
+    def fold(row):      # these are most of the flow's weights: a stack of them would be kept for the backward pass
+        gains = [net.first_norm.log_scale.exp() for net in row]
+        return (torch.cat([net.first.weight[:, net.in_channels:] * gain[..., None] for net, gain in zip(row, gains)]),
+                torch.cat([(net.first_norm.bias * gain)[:, 0, 0] for net, gain in zip(row, gains)]))
+    return [fold(row) for row in zip(*nets, strict=True)]
 
 # %% ../nbs/10_fast.ipynb #fad97d2d
 def _per_scene(operation, x, *known):
@@ -127,7 +129,7 @@ class FastStep(NamedTuple):
         z1, z2, shift, scale = self._affine(_per_scene(lambda z, scale, shift: (z + shift) * scale, z, self.scale, self.shift))
         return F.conv2d(torch.cat([z1, (z2 + shift) * scale], 1), self.mixing.inverse[:, :, None, None], self.mixing.inverse_bias)
 
-# %% ../nbs/10_fast.ipynb #04259519
+# %% ../nbs/10_fast.ipynb #6158f456
 class FastForm:
     """A conditional flow for given HR images, all that is the same for all LR images computed in advance; gives what `PlainForm` gives.
 
@@ -138,7 +140,7 @@ class FastForm:
 
     def __init__(self, flow, fine, coarse, recompute=False):
         self.device = fine.device.type
-        self.run = partial(checkpoint, use_reentrant=False) if recompute and torch.is_grad_enabled() else lambda function, *inputs: function(*inputs)
+        self.run = recomputed if recompute and torch.is_grad_enabled() else lambda function, *inputs: function(*inputs)
         fine, coarse, taps = (x.contiguous(memory_format=torch.channels_last) for x in (fine, coarse, coarse[:, fine.shape[1]:]))
 
         def level1(weight, bias):

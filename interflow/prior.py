@@ -30,12 +30,13 @@ def transport_map(root1, root2):
     inverse = torch.linalg.inv(half)
     return (inverse @ symmetric_sqrt(half @ sigma2 @ half) @ inverse).to(root1.dtype)
 
-# %% ../nbs/11_prior.ipynb #43fe76e6
+# %% ../nbs/11_prior.ipynb #9ae9ffb2
 class GaussianPrior(nn.Module):
     """A Gaussian for each trained factor, the geodesic between neighbours for the factors between.
 
     `factors` true factors, ascending. Latents `z` (B, channels, H, W); densities sum over positions, (B,), nats.
-    `factor` is any float in [factors[0], factors[-1]], `InterflowError` outside; `gaussian` goes farther where told to. Source: InterFlow (Park et al. 2023), section 3; Takatsu 2008.
+    `factor` is any float in [factors[0], factors[-1]], `InterflowError` outside; `gaussian` goes farther where told to.
+    Source: InterFlow (Park et al. 2023), section 3; Takatsu 2008.
     """
 
     def __init__(self, factors, channels=48):
@@ -69,7 +70,8 @@ class GaussianPrior(nn.Module):
         if not inside and not extrapolate:
             raise InterflowError(f'factor {factor:g} is outside the trained range {low:g} to {high:g}; choose one inside')
         if not inside and not (span := self.span())[0] < factor < span[1]:
-            raise InterflowError(f'factor {factor:g}: beyond the trained range {low:g} to {high:g} there are Gaussians only from {span[0]:g} to {span[1]:g}; choose one inside')
+            raise InterflowError(f'factor {factor:g}: beyond the trained range {low:g} to {high:g} there are Gaussians '
+                                 f'only from {span[0]:g} to {span[1]:g}; choose one inside')
         i = max(0, min(sum(f <= factor + 1e-6 for f in self.factors) - 1, len(self.factors) - 2))
         if len(self.factors) == 1:
             return 0, 0.
@@ -91,12 +93,14 @@ class GaussianPrior(nn.Module):
     def whiten(self, z, factor):
         "u with z = mean + root u; standard normal where z follows the prior. (B, C, H, W) in and out."
         mean, root = self.gaussian(factor)
-        return (torch.linalg.inv(root) @ (z - mean).flatten(2)).view_as(z)      # one small inverse, not a solve for each position
+        with torch.autocast(z.device.type, enabled=False):      # densities in full precision, whatever the network's
+            return (torch.linalg.inv(root) @ (z - mean).flatten(2)).view_as(z)      # one small inverse, not a solve for each position
 
     def colour(self, u, factor):
         "z = mean + root u, the inverse of `whiten`."
         mean, root = self.gaussian(factor)
-        return mean + (root @ u.flatten(2)).view_as(u)
+        with torch.autocast(u.device.type, enabled=False):
+            return mean + (root @ u.flatten(2)).view_as(u)
 
     def log_prob(self, z, factor):
         "log density of `z` at `factor`, summed over positions: (B,), nats."

@@ -8,6 +8,7 @@ import torch
 from interflow.checkpoints import load_model, save_model
 from interflow.core import InterflowError, make_generator, pad_to_multiple
 from interflow.layers.bijection import autograd_log_det
+from interflow.losses import interflow_loss
 from interflow.model import InterFlow, InterFlowConfig
 from interflow.prior import GaussianPrior, transport_map
 
@@ -152,6 +153,17 @@ def test_checkpoint_of_another_preset(tmp_path):
     path.write_text(json.dumps({**json.loads(path.read_text()), 'hidden': 32}))
     with pytest.raises(InterflowError, match='model.safetensors.*another preset'):
         load_model(tmp_path / 'model')
+
+
+def test_training_under_autocast_stays_near_full_precision():
+    model = shaken(dtype=torch.float32)
+    batch = {'hr': rand(2, 3, 16, 16).float(), 'lr': rand(2, 2, 3, 16, 16, seed=1).float()}
+    full, terms = interflow_loss(model, batch, make_generator(0))
+    with torch.autocast('cpu', torch.bfloat16):
+        rough, rough_terms = interflow_loss(model, batch, make_generator(0))
+    rough.backward()
+    assert rough.dtype == torch.float32 and torch.allclose(full, rough, rtol=.02)
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='no CUDA device')

@@ -1,0 +1,185 @@
+"""What each path makes of real latents: images at factors that the flow never saw, against the simulated camera's truth.
+
+    python benchmarks/paths.py [--work DIR] [--out DIR]        (DIR: runs/paths; benchmarks)
+
+Trains the demo's flow and judges it on the test photographs, of which it saw none; about ten minutes on two cores. The --work folder keeps the flow, the next call
+goes on there.
+Several takes of each scene, with independent noise in the photographs and in the draws: what repeats is the mean image, what does not is the noise.
+Results: paths.json, paths.txt and paths.png in --out, by default beside this file.
+"""
+import argparse
+import math
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from interflow.camera import shoot
+from interflow.core import make_generator, photographs, progress, read_image, whole_file, write_json
+from interflow.data import simulate
+from interflow.demo import DemoConfig, central
+from interflow.generation import blend_pixels
+from interflow.metrics import luma, mtf50, noise_by_brightness, noise_spectrum, transfer
+from interflow.paths import NEEDS, bridge, correlation, preserving_weights, source, travel
+from interflow.training import train_flow
+
+CONFIG, TAKES = DemoConfig(), 4
+LOW, HIGH = CONFIG.trained
+
+
+def independent(prior, z, factor, generator):
+    "Path preserving, told that the two latents have nothing in common: r = 0."
+    _, a = prior.locate(factor)
+    mixed = bridge(prior, z[LOW], z[HIGH], 0, torch.tensor(a), lambda a, r: preserving_weights(a, torch.zeros_like(r)))
+    return travel(prior, 'transport', {LOW: mixed}, factor)
+
+
+def transported(prior, z, factor, generator, known=None):
+    "Path transport from the LR image at the factor `known`, by default the nearest."
+    known = known or source(z, factor)
+    return travel(prior, 'transport', {known: z[known]}, factor)
+
+
+def by_path(path, prior, z, factor, generator, temperature=1.):
+    return travel(prior, path, z, factor, generator=generator, temperature=temperature)
+
+
+WAYS = {      # what is judged: name -> latent of (prior, known latents, factor, generator)
+    **{path: partial(by_path, path) for path in NEEDS if path != 'transport'}, 'transport, nearest': transported,
+    f'transport of x{LOW:g}': partial(transported, known=LOW), f'transport of x{HIGH:g}': partial(transported, known=HIGH),
+    'sample at half temperature': partial(by_path, 'sample', temperature=.5), 'preserving, r = 0': independent}
+ROWS = ('true', 'pixels', *WAYS)
+DRAWN = {'true': '#000000', 'pixels': '#E69F00', 'linear': '#0072B2', 'slerp': '#56B4E9', 'preserving': '#D55E00', 'transport, nearest': '#CC79A7', 'sample': '#009E73'}
+
+
+def photograph(path):
+    "The central quarter of a test scene: `(photo, shots, truths)`; shots factor -> (TAKES, 3, H, W), truths factor -> (3, H, W) without noise."
+    photo = read_image(path)
+    def shot(factor, **keywords):
+        return central(shoot(photo, factor, CONFIG.camera, CONFIG.seed, path.stem, **keywords))
+    shots = {factor: torch.stack([shot(factor, take=k) for k in range(TAKES)]) for factor in (*CONFIG.trained, *CONFIG.judged)}
+    return central(photo), shots, {factor: shot(factor, noise=False) for factor in CONFIG.judged}
+
+
+def judge(takes, truth, photo):
+    "All measures of `takes` (TAKES, 3, H, W) of one scene by one path."
+    takes = takes.clamp(0, 1)
+    mean = takes.mean(0)
+    bias = (mean - truth).square().mean() - takes.var(0).mean() / TAKES      # the noise that is left in the mean of the takes is not its error
+    noise = [truth + (take - mean) * math.sqrt(TAKES / (TAKES - 1)) for take in takes]
+    return {'mean_psnr': -10 * bias.clamp_min(1e-7).log10().item(), 'noise': 255 * luma(takes).var(0).mean().sqrt().item(), 'mtf50': mtf50(mean, photo),
+            'spectrum': torch.stack([noise_spectrum(one, truth)[1] for one in noise]).mean(0),
+            'brightness': torch.stack([noise_by_brightness(one, truth)[1] for one in noise]).mean(0), 'transfer': transfer(mean, photo)[1]}
+
+
+def judge_scene(model, path):
+    "`(measures, correlations)` of one test scene: {(factor, way): measures}, and what repeats in its whitened latents."
+    photo, shots, truths = photograph(path)
+    cond, prior, measures = model.condition(photo[None]), model.prior, {}
+    latents = {factor: torch.cat([model.encode(take[None], cond)[0] for take in shots[factor]]) for factor in CONFIG.trained}
+    for factor, truth in truths.items():
+        images = {'true': shots[factor], 'pixels': blend_pixels({known: shots[known] for known in CONFIG.trained}, factor)}
+        for name, way in WAYS.items():
+            generator = make_generator(CONFIG.seed, 'paths', path.stem, factor, name)
+            images[name] = torch.cat([model.decode(z[None], cond) for z in way(prior, latents, factor, generator)])
+        measures.update({(factor, name): judge(takes, truth, photo) for name, takes in images.items()})
+    u1, u2 = (prior.whiten(transported(prior, {known: z}, LOW, None), LOW) for known, z in latents.items())
+    return measures, {'x2.1 and x3.75': correlation(u1, u2).mean().item(), 'x2.1 and x2.1 again': correlation(u1[1:], u1[:-1]).mean().item()}
+
+
+def compare(measures, factor, name):
+    "Measures of one scene, relative to the truth's."
+    mine, true = measures[factor, name], measures[factor, 'true']
+    off = (mine['brightness'] / true['brightness']).log()
+    return {'mean_psnr': mine['mean_psnr'], 'noise': mine['noise'], 'noise_ratio': mine['noise'] / true['noise'],
+            'spectrum_db': 10 * (mine['spectrum'] / true['spectrum']).log10().abs().mean().item(), 'brightness_off': off[off.isfinite()].abs().mean().item(),
+            'mtf_error': (mine['transfer'] - true['transfer']).abs().mean().item(), 'mtf50': mine['mtf50']}
+
+
+def summarise(scenes):
+    "Means over the scenes, a dict for each factor and way; the noise ratio of each scene too."
+    rows = []
+    for factor in CONFIG.judged:
+        for name in ROWS:
+            values = [compare(measures, factor, name) for measures in scenes]
+            means = {key: round(sum(value[key] for value in values) / len(values), 4) for key in values[0]}
+            rows.append({'factor': factor, 'path': name, **means, 'scenes': [round(value['noise_ratio'], 3) for value in values]})
+    return rows
+
+
+def verdicts(rows):
+    "The two goals, for each way: noise within 5 % at every factor; mean image at most 0.3 dB below linear's."
+    of = {(row['factor'], row['path']): row for row in rows}
+    return {name: {'noise within 5 %': all(abs(of[f, name]['noise_ratio'] - 1) <= .05 for f in CONFIG.judged),
+                   'mean image within 0.3 dB': all(of[f, name]['mean_psnr'] >= of[f, 'linear']['mean_psnr'] - .3 for f in CONFIG.judged)} for name in WAYS}
+
+
+def table(results):
+    "The results as text."
+    lines = ['path                        factor  mean image  noise   spectrum  over brightness  MTF     MTF50',
+             '                                    dB          /true   dB off    off              off     c/pixel']
+    for name in ROWS:
+        for row in results['rows']:
+            if row['path'] == name:
+                psnr = 'truth ' if name == 'true' else f'{row["mean_psnr"]:.2f} '
+                lines.append(f'{name:28}x{row["factor"]:<7g}{psnr:12}{row["noise_ratio"]:<8.3f}{row["spectrum_db"]:<10.2f}'
+                             f'{row["brightness_off"]:<17.3f}{row["mtf_error"]:<8.4f}{row["mtf50"]:.4f}')
+    lines += ['', 'correlation of whitened latents, mean over scenes: ' + ', '.join(f'{name} {r:.2f}' for name, r in results['correlation'].items())]
+    return '\n'.join(lines) + '\n'
+
+
+def draw(results, path):
+    "Mean image and noise over the factor; noise over frequency and over brightness at the middle factor."
+    import matplotlib
+    matplotlib.use('Agg')
+    import matplotlib.pyplot as plt
+    figure, axes = plt.subplots(1, 4, figsize=(14, 3.3), layout='constrained')
+    for name, colour in DRAWN.items():
+        mine = [row for row in results['rows'] if row['path'] == name]
+        style = {'color': colour, 'marker': 'o', 'ms': 4, 'ls': ':' if name in ('linear', 'slerp') else '-', 'label': name}
+        axes[0].plot(CONFIG.judged, [row['noise_ratio'] for row in mine], **style)
+        if name != 'true':
+            axes[1].plot(CONFIG.judged, [row['mean_psnr'] for row in mine], **style)
+        axes[2].plot(*results['curves'][name]['spectrum'], **{**style, 'marker': None})
+        axes[3].plot(*results['curves'][name]['brightness'], **style)
+    middle = f'x{CONFIG.judged[1]:g}'
+    axes[0].axhspan(.95, 1.05, color='.9')
+    axes[0].set(title='noise', xlabel='factor', ylabel='standard deviation / true')
+    axes[1].set(title='mean image', xlabel='factor', ylabel='PSNR to the noise-free truth, dB')
+    axes[2].set(title=f'noise spectrum, {middle}', xlabel='cycles/pixel', ylabel='power, grey levels squared', yscale='log')
+    axes[3].set(title=f'noise over brightness, {middle}', xlabel='brightness, grey levels', ylabel='standard deviation, grey levels')
+    figure.legend(*axes[0].get_legend_handles_labels(), loc='outside right center', fontsize=8)
+    with whole_file(path) as temporary:
+        figure.savefig(temporary, dpi=80, format='png')
+
+
+def curves(scenes):
+    "Mean curves over the scenes at the middle factor: way -> {'spectrum': (frequency, power), 'brightness': (level, std)}."
+    def mean(name, kind):
+        return [round(v, 5) for v in torch.stack([measures[CONFIG.judged[1], name][kind] for measures in scenes]).nanmean(0).tolist()]
+    frequency, level = ((torch.arange(n) + .5) / n for n in (32, 8))      # the rings and steps of room 18
+    return {name: {'spectrum': [(frequency / 2).tolist(), mean(name, 'spectrum')], 'brightness': [(level * 255).tolist(), mean(name, 'brightness')]} for name in ROWS}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--work', type=Path, default=Path('runs/paths'), help='the simulated scenes and the trained flow')
+    parser.add_argument('--out', type=Path, default=Path(__file__).parent)
+    given = parser.parse_args()
+    train = simulate(photographs('train'), given.work / 'data' / 'train', CONFIG.trained, CONFIG.camera, CONFIG.seed)
+    model, _ = train_flow(train, given.work / 'flow', CONFIG.model, CONFIG.flow, CONFIG.loss, 'cpu')
+    with torch.inference_mode():
+        judged = [judge_scene(model.eval(), path) for path in progress(photographs('test'), description='judge', unit='scene')]
+    scenes, found = zip(*judged)
+    rows = summarise(scenes)
+    results = {'takes': TAKES, 'scenes': [path.stem for path in photographs('test')], 'span': model.prior.span(), 'rows': rows, 'goals': verdicts(rows),
+               'correlation': {name: round(sum(one[name] for one in found) / len(found), 3) for name in found[0]}, 'curves': curves(scenes)}
+    write_json(given.out / 'paths.json', results)
+    with whole_file(given.out / 'paths.txt') as temporary:
+        temporary.write_text(table(results), encoding='utf-8')
+    draw(results, given.out / 'paths.png')
+    print(table(results), results['goals'], sep='\n')
+
+
+if __name__ == '__main__':
+    main()

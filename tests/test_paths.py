@@ -1,0 +1,341 @@
+"""The ways between latents: what distribution each gives, where it begins and ends, maps of factors, what is refused."""
+import json
+import math
+import re
+import sys
+
+import pytest
+import torch
+
+from interflow.core import InterflowError, make_generator
+from interflow.paths import NEEDS, bridge, carry, preserving_weights, reduce_map, slerp_weights, source, travel
+from interflow.prior import GaussianPrior, transport_map
+from rooms import ROOT
+
+FACTORS, BETWEEN, CHANNELS = (2.1, 3.0, 3.75), (2.3, 2.9, 3.3, 3.7), 6
+MANY = (2, CHANNELS, 300, 300)
+INSIDE = [path for path in NEEDS if path != 'linear']      # these stay in the Gaussian of the factor
+
+
+def make_prior(dtype=torch.float64, factors=FACTORS):
+    generator = make_generator(0, 'paths')
+    prior = GaussianPrior(factors, CHANNELS).double().requires_grad_(False)
+    prior.means.add_(torch.randn(len(factors), generator=generator, dtype=torch.float64))
+    shapes = torch.eye(CHANNELS) + .6 * torch.randn(prior.roots.shape, generator=generator, dtype=torch.float64) / CHANNELS ** .5
+    prior.roots.copy_(torch.tensor((.35, .6, .45, .5))[:len(factors), None, None] * shapes)
+    return prior.to(dtype)
+
+
+def draw(prior, shape, share=0., seed=0):
+    "Latents of one scene at all factors, exact draws, that have a share of their whitened selves in common: their correlation."
+    common = torch.randn(shape, generator=make_generator(seed, 'common'), dtype=prior.means.dtype)
+    latents = {}
+    for k, factor in enumerate(prior.factors):
+        own = torch.randn(shape, generator=make_generator(seed, factor), dtype=prior.means.dtype)
+        latents[factor] = carry(prior, prior.colour(share ** .5 * common + (1 - share) ** .5 * own, prior.factors[0]), 0, k)
+    return latents
+
+
+def go(prior, path, latents, factor, **keywords):
+    shape = next(iter(latents.values())).shape
+    return travel(prior, path, latents if NEEDS[path] else {}, factor, shape, make_generator(9, path), **keywords)
+
+
+def moments(z):
+    vectors = z.transpose(0, 1).flatten(1)
+    return vectors.mean(1), torch.cov(vectors)
+
+
+@pytest.fixture(scope='module')
+def prior():
+    return make_prior()
+
+
+@pytest.fixture(scope='module')
+def many(prior):
+    return {share: draw(prior, MANY, share) for share in (0., .5)}
+
+
+# ---------------------------------------------------------------- distributions
+
+@pytest.mark.parametrize('share', [0., .5])
+@pytest.mark.parametrize('path', INSIDE)
+def test_a_path_inside_has_the_moments_of_the_geodesic(prior, many, path, share):
+    for factor in BETWEEN:
+        mean, root = prior.gaussian(factor)
+        found, covariance = moments(go(prior, path, many[share], factor))
+        assert (found - mean).abs().max() < .01
+        assert (covariance - root @ root.T).abs().max() < .01 * (root @ root.T).diagonal().max()
+
+
+@pytest.mark.parametrize('share', [0., .5])
+def test_linear_has_the_covariance_that_theory_says(prior, many, share):
+    "And that is less than it should be."
+    roots = [prior.roots[0]]
+    for k in (0, 1):
+        roots.append(transport_map(prior.roots[k], prior.roots[k + 1]) @ roots[k])
+    for factor in BETWEEN:
+        i, a = prior.locate(factor)
+        low, high = (1 - a) * roots[i], a * roots[i + 1]
+        theory = low @ low.T + high @ high.T + share * (low @ high.T + high @ low.T)
+        mean, covariance = moments(go(prior, 'linear', many[share], factor))
+        assert (mean - prior.gaussian(factor)[0]).abs().max() < .01
+        assert (covariance - theory).abs().max() < .01 * theory.diagonal().max()
+        assert covariance.trace() < .99 * prior.gaussian(factor)[1].square().sum()
+
+
+def test_norms_along_the_paths(prior):
+    "In many dimensions all that a Gaussian has lies on a shell; linear leaves it, by the root of 1 - 2a(1-a)(1-r) where both ends are alike."
+    alike = GaussianPrior((2., 4.), CHANNELS).double().requires_grad_(False)
+    for share in (0., .3):
+        latents = draw(alike, (20, CHANNELS, 40, 40), share)
+        for a in (.25, .5, .8):
+            factor = 2 + 2 * a
+            mean, _ = alike.gaussian(factor)
+            for path in NEEDS:
+                norms = (go(alike, path, latents, factor) - mean).flatten(1).norm(dim=1) / (.1 * math.sqrt(CHANNELS * 1600))
+                expected = math.sqrt(1 - 2 * a * (1 - a) * (1 - share)) if path == 'linear' else 1.
+                assert (norms - expected).abs().max() < .05 and abs(norms.mean() - expected) < .01, path
+
+
+def test_temperature_scales_the_spread(prior, many):
+    for path in NEEDS:
+        warm, cool, cold = (go(prior, path, many[0.], 2.9, temperature=t) for t in (1., .5, 0.))
+        mean, _ = prior.gaussian(2.9)
+        assert torch.allclose(cool - mean, .5 * (warm - mean)) and (cold - mean).abs().max() < 1e-12
+
+
+def test_how_the_roots_are_turned_does_not_matter(prior, many):
+    "A density fixes root root^T; a rotation behind a root changes nothing that a path may depend on."
+    other = make_prior()
+    for k in range(3):
+        other.roots[k] = other.roots[k] @ torch.linalg.qr(torch.randn(CHANNELS, CHANNELS, generator=make_generator(k, 'turn'), dtype=torch.float64))[0]
+    for path in ('slerp', 'preserving', 'transport'):
+        assert torch.allclose(go(prior, path, many[.5], 2.6), go(other, path, many[.5], 2.6), atol=1e-9), path
+
+
+# ---------------------------------------------------------------- ends and middles
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
+@pytest.mark.parametrize('path', [path for path in NEEDS if NEEDS[path]])
+def test_at_a_trained_factor_the_latent_of_the_scene(path, dtype):
+    prior = make_prior(dtype)
+    latents = draw(prior, (2, CHANNELS, 5, 7))
+    for factor, z in latents.items():
+        assert torch.equal(go(prior, path, latents, factor), z)
+        assert torch.equal(travel(prior, path, {factor: z}, factor), z), 'nothing else is needed there'
+        assert torch.equal(travel(prior, path, {factor: z}, torch.full((5, 7), factor)), z), 'a float32 map has rounded the factor'
+
+
+@pytest.mark.parametrize('dtype,tolerance', [(torch.float32, 2e-5), (torch.float64, 1e-12)])
+@pytest.mark.parametrize('path', NEEDS)
+def test_trained_factors_are_approached_from_both_sides(path, dtype, tolerance):
+    prior = make_prior(dtype)
+    latents = draw(prior, (2, CHANNELS, 5, 7), .3)
+    for factor in FACTORS:
+        there = go(prior, path, latents, factor)
+        for near in (factor - 1e-4, factor + 1e-4):
+            if FACTORS[0] <= near <= FACTORS[-1]:
+                assert (go(prior, path, latents, near) - there).abs().max() < tolerance + 2e-3
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
+def test_dtype_device_and_shape_are_kept_without_gradients(dtype):
+    prior = make_prior(dtype).requires_grad_(True)
+    latents = {factor: z.detach().requires_grad_(True) for factor, z in draw(prior, (2, CHANNELS, 5, 7)).items()}
+    for path in NEEDS:
+        for factor in (2.6, torch.linspace(2.2, 3.6, 35).view(5, 7)):
+            z = go(prior, path, latents, factor)
+            assert (z.dtype, z.device, z.shape, z.requires_grad) == (dtype, prior.means.device, (2, CHANNELS, 5, 7), False)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
+def test_on_a_gpu(prior):
+    latents = draw(prior, (2, CHANNELS, 5, 7))
+    there, ramp = make_prior().to('cuda'), torch.linspace(2.2, 3.6, 35).view(5, 7)
+    for path in [path for path in NEEDS if NEEDS[path]]:
+        for factor in (2.6, ramp, ramp.to('cuda')):
+            z = travel(there, path, {f: z.to('cuda') for f, z in latents.items()}, factor, temperature=.9)
+            assert z.device.type == 'cuda' and torch.allclose(z.cpu(), travel(prior, path, latents, factor, temperature=.9))
+    assert travel(there, 'sample', {}, 2.6, (1, CHANNELS, 2, 2), make_generator(0, device='cuda')).device.type == 'cuda'
+
+
+def test_transport_composes_over_trained_factors(prior, many):
+    z = {2.1: many[0.][2.1]}
+    middle = travel(prior, 'transport', z, 3.0)
+    assert torch.allclose(travel(prior, 'transport', z, 3.3), travel(prior, 'transport', {3.0: middle}, 3.3))
+    assert torch.allclose(travel(prior, 'transport', {3.75: travel(prior, 'transport', z, 3.75)}, 2.1), z[2.1])
+    two = make_prior()
+    two.factors, two.means, two.roots = FACTORS[:2], torch.nn.Parameter(two.means[:2]), torch.nn.Parameter(two.roots[:2])
+    for path in NEEDS:      # what lies beyond the neighbours has no say
+        assert torch.allclose(go(two, path, {f: many[.5][f] for f in FACTORS[:2]}, 2.6), go(prior, path, {f: many[.5][f] for f in FACTORS[:2]}, 2.6))
+
+
+def test_transport_starts_from_the_nearest(prior, many):
+    assert [source(FACTORS, f) for f in (2.2, 2.54, 2.55, 2.56, 3.7, torch.tensor([2.1, 3.7]))] == [2.1, 2.1, 2.1, 3.0, 3.75, 3.0]
+    near = travel(prior, 'transport', {3.0: many[0.][3.0]}, 2.7)
+    assert torch.equal(travel(prior, 'transport', many[0.], 2.7), near)
+    assert not torch.allclose(travel(prior, 'transport', {2.1: many[0.][2.1]}, 2.7), near)
+
+
+def test_weights_at_the_limits():
+    a = torch.linspace(-.5, 1.5, 41, dtype=torch.float64)[:, None]
+    r = torch.tensor([-1., -.9, 0., .5, 1.], dtype=torch.float64)
+    for weights in (preserving_weights, slerp_weights):
+        w1, w2 = weights(a, r)
+        assert w1.isfinite().all() and w2.isfinite().all()
+        energy = w1 ** 2 + w2 ** 2 + 2 * r * w1 * w2
+        assert torch.allclose(energy[:, 1:-1], torch.ones_like(energy[:, 1:-1])), 'on the shell, beyond the ends too'
+        ends = weights(torch.tensor([[0.], [1.]], dtype=torch.float64), r)
+        assert torch.allclose(torch.stack(ends), torch.tensor([[[1.], [0.]], [[0.], [1.]]], dtype=torch.float64).expand(2, 2, 5))
+
+
+def test_equal_latents_stay_as_they_are():
+    prior = make_prior()
+    z = draw(prior, (1, CHANNELS, 1, 1))[2.1]
+    both = {2.1: z, 3.0: carry(prior, z, 0, 1)}
+    for path in ('slerp', 'preserving'):      # correlation 1, one position
+        assert torch.allclose(travel(prior, path, both, 2.6), travel(prior, 'transport', {2.1: z}, 2.6), atol=1e-5)
+    assert bridge(prior, both[2.1], both[3.0], 0, torch.tensor(.5).double(), preserving_weights).isfinite().all()
+
+
+# ---------------------------------------------------------------- maps
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
+@pytest.mark.parametrize('path', NEEDS)
+def test_a_constant_map_is_the_number(path, dtype):
+    prior = make_prior(dtype)
+    latents = draw(prior, (2, CHANNELS, 9, 11), .3)
+    for factor in (*FACTORS, *BETWEEN):
+        assert torch.equal(go(prior, path, latents, torch.full((9, 11), factor, dtype=torch.float64)), go(prior, path, latents, factor))
+    factor = torch.tensor(2.7)      # rounded once, then the same
+    assert torch.equal(go(prior, path, latents, torch.full((9, 11), 2.7)), go(prior, path, latents, factor.item()))
+
+
+@pytest.mark.parametrize('path', NEEDS)
+def test_a_map_is_each_positions_number(prior, path):
+    latents = draw(prior, (2, CHANNELS, 4, 5), .3)
+    factors = torch.tensor([2.1, 2.6, 3.0, 3.3, 3.75], dtype=torch.float64).expand(4, 5)
+    given = {2.1: latents[2.1]} if path == 'transport' else latents      # all from one start
+    z = go(prior, path, given, factors)
+    for column, factor in enumerate(factors[0].tolist()):
+        assert torch.allclose(z[..., column], go(prior, path, given, factor)[..., column], atol=1e-12)
+
+
+@pytest.mark.parametrize('path', NEEDS)
+def test_a_smooth_map_leaves_no_seam(prior, path):
+    "The same latent vectors at all columns, factors in fine steps: no step across a trained factor is larger than the others."
+    latents = {f: z.expand(2, CHANNELS, 3, 801) for f, z in draw(prior, (2, CHANNELS, 3, 1), .3).items()}
+    ramp = torch.linspace(2.1, 3.75, 801, dtype=torch.float64).expand(3, 801)
+    if path == 'sample':      # one noise for all columns: what sample draws, drawn here
+        z = travel(prior, 'transport', {2.1: latents[2.1]}, ramp)
+    else:
+        z = go(prior, path, latents, ramp)
+    steps = (z[..., 1:] - z[..., :-1]).abs().amax((0, 1, 2))
+    border = int((3.0 - 2.1) / 1.65 * 800)
+    assert steps[border - 3:border + 4].max() <= 1.01 * max(steps[border - 20:border - 3].max(), steps[border + 4:border + 20].max())
+
+
+def test_sample_is_one_draw_that_travels(prior):
+    drawn = prior.sample((2, CHANNELS, 4, 5), 2.1, make_generator(3))
+    for factor in (2.1, 3.0, 3.3, torch.linspace(2.1, 3.75, 20, dtype=torch.float64).view(4, 5)):
+        assert torch.allclose(travel(prior, 'sample', {}, factor, (2, CHANNELS, 4, 5), make_generator(3)), travel(prior, 'transport', {2.1: drawn}, factor))
+
+
+def test_reduce_map():
+    assert torch.equal(reduce_map(torch.full((10, 7), 2.3)), torch.full((3, 2), 2.3))
+    ramp = torch.arange(64, dtype=torch.float64).view(8, 8)
+    assert torch.allclose(reduce_map(ramp), torch.stack([torch.stack([ramp[4 * i:4 * i + 4, 4 * j:4 * j + 4].mean() for j in range(2)]) for i in range(2)]))
+    assert reduce_map(torch.rand(9, 12)).shape == (3, 3)
+
+
+# ---------------------------------------------------------------- beyond the trained range
+
+def test_the_span_is_where_the_gaussians_end(prior):
+    low, high = prior.span()
+    assert low < 2.1 and 3.75 < high < math.inf
+    narrowest = {f: torch.linalg.svdvals(prior.gaussian(f, extrapolate=True)[1])[-1] for f in (low + 1e-6, 2.1, 3.75, high - 1e-6)}
+    assert narrowest[low + 1e-6] < 1e-4 * narrowest[2.1] and narrowest[high - 1e-6] < 1e-4 * narrowest[3.75]
+    for factor in (low, high, low - 1, high + 1, float('inf'), float('nan')):
+        with pytest.raises(InterflowError, match='factor'):
+            prior.gaussian(factor, extrapolate=True)
+    for factor in (2.09, 3.76):
+        with pytest.raises(InterflowError, match='outside the trained range'):
+            prior.gaussian(factor)
+
+
+def test_spans_without_an_end():
+    "A Gaussian that only grows can be continued upwards for ever; one factor alone leads nowhere."
+    growing = GaussianPrior((2., 4.), CHANNELS).double().requires_grad_(False)
+    growing.roots[1] *= 2
+    assert growing.span()[1] == math.inf and abs(growing.span()[0] - 0.) < 1e-9
+    assert torch.allclose(growing.gaussian(100., extrapolate=True)[1].diagonal(), torch.tensor(.1 * 50, dtype=torch.float64))
+    alone = make_prior(factors=(3.,))
+    assert alone.span() == (3., 3.)
+    for path in NEEDS:
+        latents = draw(alone, (1, CHANNELS, 2, 3))
+        assert go(alone, path, latents, 3.).shape == (1, CHANNELS, 2, 3)
+        with pytest.raises(InterflowError, match='factor 2.9'):
+            go(alone, path, latents, 2.9, extrapolate=True)
+
+
+@pytest.mark.parametrize('path', INSIDE)
+def test_moments_beyond_the_trained_range(prior, many, path):
+    low, high = prior.span()
+    for factor in ((low + 2.1) / 2, (3.75 + high) / 2):
+        mean, root = prior.gaussian(factor, extrapolate=True)
+        found, covariance = moments(go(prior, path, many[0.], factor, extrapolate=True))
+        assert (found - mean).abs().max() < .02
+        assert (covariance - root @ root.T).abs().max() < .015 * (root @ root.T).diagonal().max()
+        with pytest.raises(InterflowError, match='outside the trained range'):
+            go(prior, path, many[0.], factor)
+
+
+@pytest.mark.parametrize('path', NEEDS)
+def test_a_map_beyond_the_span_is_refused(prior, path):
+    latents, (low, high) = draw(prior, (1, CHANNELS, 2, 3)), prior.span()
+    for wrong in (low - .01, high + .01, float('nan')):
+        factors = torch.full((2, 3), 2.5, dtype=torch.float64)
+        factors[1, 2] = wrong
+        with pytest.raises(InterflowError, match='factor'):
+            go(prior, path, latents, factors, extrapolate=True)
+
+
+# ---------------------------------------------------------------- what is refused
+
+Z = torch.zeros(1, CHANNELS, 2, 3, dtype=torch.float64)
+
+
+@pytest.mark.parametrize('arguments,said', [
+    (('spiral', {2.1: Z}, 2.5), 'path spiral: unknown; choose one of linear, slerp'),
+    (('linear', {2.1: Z}, 2.5), 'path linear: the latent at factor 3 is missing.*transport'),
+    (('preserving', {3.75: Z}, 2.5), 'path preserving: the latent at factor 2.1 and 3 is missing.*transport'),
+    (('slerp', {2.1: Z, 3.0: Z}, torch.full((2, 3), 3.4)), 'path slerp: the latent at factor 3.75 is missing'),
+    (('linear', {}, 2.5), 'path linear: no latent.*sample'),
+    (('transport', {}, 2.5), 'path transport: no latent.*sample'),
+    (('sample', {}, 2.5), 'shape: missing'),
+    (('sample', {}, 2.5, (1, 5, 2, 3)), r'shape: \(1, 5, 2, 3\); give \(B, 6, h, w\)'),
+    (('sample', {}, 2.5, (CHANNELS, 2, 3)), 'shape: '),
+    (('linear', {2.1: Z, 3.0: Z[..., :2]}, 2.5), r'\(1, 6, 2, 2\) and \(1, 6, 2, 3\)'),
+    (('linear', {2.1: Z, 2.9: Z}, 2.5), 'factor 2.9, which was not trained; give latents at 2.1, 3, 3.75'),
+    (('transport', {2.1: Z}, torch.full((3, 2), 2.5)), r'map of shape \(3, 2\).*\(2, 3\)'),
+    (('transport', {2.1: Z}, torch.full((1, 2, 3), 2.5)), 'map of shape'),
+    (('transport', {2.1: Z}, 1.9), 'factor 1.9'),
+    (('transport', {2.1: Z}, float('nan')), 'factor nan'),
+    (('transport', {2.1: Z}, 2.5, None, None, -1.), 'temperature -1'),
+    (('transport', {2.1: Z}, 2.5, None, None, float('nan')), 'temperature nan')])
+def test_hostile_input(prior, arguments, said):
+    with pytest.raises(InterflowError, match=said) as fault:
+        travel(prior, *arguments)
+    assert '\n' not in str(fault.value)
+
+
+# ---------------------------------------------------------------- what is stored
+
+def test_the_stored_table_follows_from_the_stored_results(monkeypatch):
+    monkeypatch.setattr(sys, 'path', [str(ROOT / 'benchmarks'), *sys.path])
+    import paths
+    stored = json.loads((ROOT / 'benchmarks' / 'paths.json').read_text())
+    assert paths.table(stored) == (ROOT / 'benchmarks' / 'paths.txt').read_text()
+    assert paths.verdicts(stored['rows']) == stored['goals']
+    assert {row['path'] for row in stored['rows']} == set(paths.ROWS) and not re.search(r'nan|inf', (ROOT / 'benchmarks' / 'paths.txt').read_text())
