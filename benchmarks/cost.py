@@ -3,7 +3,7 @@
     python benchmarks/cost.py [--full] [--out DIR]        (make bench, make bench-full)
 
 Each figure is measured in turn with E in the same run, the median of the rounds for both: a machine's other work delays both.
-Memory is the peak of a process of its own that does nothing else. Results: cost.json and cost.png in DIR.
+Memory is the peak of a process of its own that does nothing else. Results in DIR: cost.json, cost.txt, cost.png; full.json.
 """
 import argparse
 import json
@@ -20,12 +20,12 @@ import torch
 import data as patches          # the two beside this file
 import large
 from interflow.core import make_generator, write_json
+from interflow.encoder import Encoder
 from interflow.flow import PlainForm
 from interflow.generation import generate_scene
 from interflow.losses import LossWeights, interflow_loss, mix
 from interflow.model import Condition, InterFlow, InterFlowConfig
 
-FACTORS = [2.1 + 1.65 * k / 20 for k in range(1, 20)]       # the published nineteen
 TARGETS = {'19 factors': (160., 4.4, 5.5), 'training step': (24., 7.7, 8.5)}      # published, floor, to reach: E
 CHANNELS_LAST = {'memory_format': torch.channels_last}
 
@@ -171,13 +171,15 @@ def measure_compile():
     return {'to compile, s': first, **together({'E': no_grad(model.encoder, hr.contiguous()), 'compiled': no_grad(compiled, hr), 'channels last': no_grad(model.encoder, hr)}, 3)}
 
 
-def measure_curves(rounds):
+def measure_curves():
     "Cost of nineteen factors over the image's size, and of a 160x160 scene over the number of factors."
-    model, sizes, counts = make_model('paper'), (64, 96, 128, 192, 256, 384, 512), (1, 2, 5, 10, 19, 38)
-    E = no_grad(model.encoder, images(1, 160)[0])
-    by_size = {size: together({'E': E, 'x': partial(nineteen, model, *images(1, size))}, rounds if size < 300 else 1) for size in sizes}
-    by_count = {count: together({'E': E, 'x': partial(nineteen, model, *images(1, 160), count=count)}, rounds) for count in counts}
-    return {'size': {size: s['x'] / s['E'] for size, s in by_size.items()}, 'factors': {count: s['x'] / s['E'] for count, s in by_count.items()}}
+    model, E = make_model('paper'), no_grad(Encoder().eval(), images(1, 160)[0])
+
+    def cost(*given, **keywords):
+        seconds = together({'E': E, 'made': partial(nineteen, model, *given, **keywords)}, 1)
+        return seconds['made'] / seconds['E']
+    return {'size': {size: cost(*images(1, size)) for size in (64, 96, 160, 256, 512)},
+            'factors': {count: cost(*images(1, 160), count=count) for count in (1, 2, 5, 10, 19, 38)}}
 
 
 PEAKS = {
@@ -249,8 +251,8 @@ def _cuda_seconds(function, rounds=10):
     return best
 
 
-def measure(rounds=4, full=False):
-    "Everything, as one dict of plain numbers."
+def measure(rounds):
+    "Everything that takes less than five minutes together, as one dict of plain numbers."
     started, result = time.perf_counter(), {'torch': torch.__version__, 'threads': torch.get_num_threads(), 'bf16 instructions': torch.cpu._is_avx512_bf16_supported()}
 
     def note(name, value):
@@ -259,83 +261,85 @@ def measure(rounds=4, full=False):
     seconds, difference = measure_paper(rounds)
     note('paper, 160x160, s', seconds)
     note('largest difference of the forms', difference)
-    note('training, 160x160, batch 1, s', measure_training(rounds - 1))
+    note('training, 160x160, batch 1, s', measure_training(rounds))
     note('tiny training, 48x48, batch 8, s', measure_tiny(5 * rounds))
     note('peak memory, bytes', {name: peak(name) for name in PEAKS})
     seconds, difference = measure_precision(2)
     note('bf16, s', seconds)
     note('bf16, largest difference', difference)
-    note('curves, E', measure_curves(2))
+    note('curves, E', measure_curves())
     note('import, s', measure_import())
     note('data', patches.measure())
     note('cuda', measure_cuda())
-    if full:
-        note('compiled, s', measure_compile())
-        note('2048x1536, 19 factors', large.measure())
-    return result
+    return json.loads(json.dumps(result))
 
 
 def table(result):
     "The result as lines for people."
-    paper, training, memory = result['paper, 160x160, s'], result['training, 160x160, batch 1, s'], result['peak memory, bytes']
-    lines = [f'paper preset, one 160x160 scene, float32, {result["threads"]} threads; E = {paper["E"]:.3f} s', f'{"":34}{"E":>8}{"s":>9}{"GB":>7}{"published":>11}{"floor":>7}{"reach":>7}']
-    for name, value in [*paper.items(), *((n, v) for n, v in training.items() if n != 'E')]:
-        unit = training['E'] if name in training and name != 'E' else paper['E']
-        gigabytes = f'{memory[name] / 1e9:7.2f}' if name in memory else ' ' * 7
-        published = ''.join(f'{x:{w}.1f}' for x, w in zip(TARGETS[name], (11, 7, 7))) if name in TARGETS else ''
-        lines.append(f'{name:34}{value / unit:8.2f}{value:9.3f}{gigabytes}{published}')
-    bf16 = result['bf16, s']
-    lines += [f'{name:34}{value / bf16["E"]:8.2f}{value:9.3f}' for name, value in bf16.items() if name != 'E']
+    lines = [f'paper preset, one 160x160 scene, float32, {result["threads"]} threads       E  seconds  peak GB  published  floor  goal']
+    for group in ('paper, 160x160, s', 'training, 160x160, batch 1, s', 'bf16, s'):
+        lines += [_line(name, result[group], result['peak memory, bytes']) for name in result[group] if name != 'E' or group[0] == 'p']
     tiny, imports, data = result['tiny training, 48x48, batch 8, s'], result['import, s'], result['data']
-    lines += [f'plain and fast form differ by {result["largest difference of the forms"]:.1e}, float32 and bf16 by {result["bf16, largest difference"]:.1e}',
-              f'tiny training step, 48x48, batch 8: {tiny["step"] * 1e3:.0f} ms, plain {tiny["step, plain"] * 1e3:.0f} ms: {tiny["step"] / tiny["step, plain"]:.2f}',
-              f'import of every module: {imports["interflow"]:.2f} s, of which torch {imports["torch"]:.2f} s',
-              f'memory of a process that does nothing: {memory["nothing"] / 1e9:.2f} GB', f'data: {json.dumps(data)}']
-    lines += [f'{name}: {json.dumps(result[name])}' for name in ('compiled, s', '2048x1536, 19 factors', 'cuda') if result.get(name)]
-    return '\n'.join(lines)
+    return '\n'.join([
+        *lines, f'fast and plain form differ by {result["largest difference of the forms"]:.1e}, bf16 and float32 by {result["bf16, largest difference"]:.1e}',
+        f'training step of the demo (tiny, 48x48, batch 8): {tiny["step"] * 1e3:.0f} ms, layer by layer {tiny["step, plain"] * 1e3:.0f} ms: {tiny["step"] / tiny["step, plain"]:.2f}',
+        f'import of every module: {imports["interflow"] - imports["torch"]:.2f} s beyond torch\'s own {imports["torch"]:.2f} s',
+        f'batches of 8 x 160x160 from one worker: {data["warm"]["patches_per_s"] / 8:.0f} a second'])
+
+
+def _line(name, seconds, memory):
+    gigabytes = f'{memory[name] / 1e9:9.2f}' if name in memory else ' ' * 9
+    targets = ''.join(f'{value:{width}.1f}' for value, width in zip(TARGETS[name], (11, 7, 6))) if name in TARGETS else ''
+    return f'{name:46}{seconds[name] / seconds["E"]:8.2f}{seconds[name]:9.3f}{gigabytes}{targets}'.rstrip()
 
 
 def draw(result, path):
     "The README's figure: what was gained, and how cost grows with size and factors."
     import matplotlib.pyplot as plt
-    paper, training, curves = result['paper, 160x160, s'], result['training, 160x160, batch 1, s'], result['curves, E']
     figure, axes = plt.subplots(1, 3, figsize=(11, 2.8), layout='constrained')
-    values = {'19 factors': (160, paper['19 factors, plain'] / paper['E'], paper['19 factors'] / paper['E']),
-              'training step': (24, training['training step, plain'] / training['E'], training['training step'] / training['E'])}
-    for i, (label, colour) in enumerate(zip(('published code', 'conditioned once, layer by layer', 'fast form'), ('0.75', '0.45', 'tab:blue'))):
-        bars = axes[0].bar([x + .28 * i for x in range(2)], [v[i] for v in values.values()], .26, color=colour, label=label)
-        axes[0].bar_label(bars, fmt='%.3g', fontsize=8)
-    axes[0].set(yscale='log', ylim=(1, 1500), ylabel='E (one encoder pass)', title='one 160x160 scene')
-    axes[0].set_xticks([.28, 1.28], values)
-    axes[0].legend(fontsize=7, loc='upper right')
-    for axis, name, label in ((axes[1], 'size', 'height and width, pixels'), (axes[2], 'factors', 'number of factors, 160x160')):
-        x, y = [int(key) for key in curves[name]], list(curves[name].values())
-        axis.plot(x, y, 'o-', color='tab:blue')
+    _draw_gain(axes[0], result['paper, 160x160, s'], result['training, 160x160, batch 1, s'])
+    for axis, (name, curve), label in zip(axes[1:], result['curves, E'].items(), ('height and width, pixels', 'number of factors')):
+        axis.plot([int(x) for x in curve], list(curve.values()), 'o-', color='tab:blue')
         axis.set(xlabel=label, ylabel='E', ylim=(0, None))
-    pixels = [19 / 19 * curves['size'][max(curves['size'])] * (size / max(map(int, curves['size']))) ** 2 for size in map(int, curves['size'])]
-    axes[1].plot([int(key) for key in curves['size']], pixels, '--', color='0.6', lw=1, label='in proportion to pixels')
-    axes[1].set(title='19 factors')
+    sizes = result['curves, E']['size']
+    axes[1].plot([int(x) for x in sizes], [sizes['160'] * (int(x) / 160) ** 2 for x in sizes], '--', color='0.6', lw=1, label='in proportion to pixels')
     axes[1].legend(fontsize=7)
-    axes[2].set(title='from images to images')
+    axes[1].set(title='19 factors of one scene')
+    axes[2].set(title='one 160x160 scene')
     figure.savefig(path, dpi=96)
+
+
+def _draw_gain(axis, paper, training):
+    forms = {'published code': [TARGETS[name][0] for name in TARGETS],
+             'layer by layer': [paper['19 factors, plain'] / paper['E'], training['training step, plain'] / training['E']],
+             'fast form': [paper['19 factors'] / paper['E'], training['training step'] / training['E']]}
+    for i, ((label, heights), colour) in enumerate(zip(forms.items(), ('0.75', '0.45', 'tab:blue'))):
+        axis.bar_label(axis.bar([x + .28 * i for x in range(2)], heights, .26, color=colour, label=label), fmt='%.3g', fontsize=8)
+    axis.set(yscale='log', ylim=(1, 1500), ylabel='E (one encoder pass)', title='one 160x160 scene')
+    axis.set_xticks([.28, 1.28], TARGETS)
+    axis.legend(fontsize=7, loc='upper right')
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--full', action='store_true', help='also torch.compile and a 2048x1536 scene (some minutes more)')
-    parser.add_argument('--rounds', type=int, default=4, help='of each measurement; the median counts')
-    parser.add_argument('--out', type=Path, default=Path(__file__).parent, help='folder for cost.json and cost.png')
+    parser.add_argument('--rounds', type=int, default=3, help='of each measurement; the median counts')
+    parser.add_argument('--out', type=Path, default=Path(__file__).parent, help='folder for the results')
     parser.add_argument('--peak', choices=PEAKS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.peak:
         PEAKS[arguments.peak]()
         print(large.peak())
         return
-    result = measure(arguments.rounds, arguments.full)
-    result = json.loads(json.dumps(result))
+    result = measure(arguments.rounds)
     write_json(arguments.out / 'cost.json', result)
+    (arguments.out / 'cost.txt').write_text(table(result) + '\n')
     draw(result, arguments.out / 'cost.png')
     print(table(result))
+    if arguments.full:
+        more = {'encoder, compiled': measure_compile(), 'large scene': large.measure()}
+        write_json(arguments.out / 'full.json', more)
+        print(json.dumps(more, indent=2))
 
 
 if __name__ == '__main__':

@@ -234,8 +234,9 @@ def test_no_large_file_is_tracked():
 
 # ---------------------------------------------------------------- numbers in prose
 
-def test_the_readme_shows_the_stored_table():
+def test_the_readme_shows_the_stored_tables():
     stored = ROOT / 'benchmarks' / 'demo'
     assert (stored / 'sr.txt').read_text().rstrip() in (ROOT / 'README.md').read_text(), 'README.md: its table is not the one in benchmarks/demo/sr.txt'
     rows, summary = read_rows(stored / 'sr.csv'), json.loads((stored / 'settings.json').read_text())
     assert format_table(summarise(rows, 'x2+x4', summary['seed'])) == (stored / 'sr.txt').read_text().rstrip('\n'), 'sr.txt does not follow from sr.csv'
+    assert (ROOT / 'benchmarks' / 'cost.txt').read_text().rstrip() in (ROOT / 'README.md').read_text(), 'README.md: its costs are not those in benchmarks/cost.txt'
