@@ -45,7 +45,7 @@ def override(config, **settings):
     "`config` with the settings that were given, those that are not None."
     return replace(config, **{name: value for name, value in settings.items() if value is not None})
 
-# %% ../nbs/40_cli.ipynb #ea68e680
+# %% ../nbs/40_cli.ipynb #fba57a3f
 @app.command()
 def simulate(photos: Annotated[Path, typer.Argument(help='folder of photographs (8-bit RGB)')], out: Out,
              factors: Annotated[str, typer.Option(help='true factors in [1, 4], 105 mm / focal length')] = '2.1,3.0,3.75',
@@ -64,13 +64,14 @@ def train(data: Annotated[Path, typer.Argument(help='set of pairs: simulated, or
           patch: Annotated[Optional[int], typer.Option(help='crop size, pixels  [default: the preset\'s]')] = None,
           learning_rate: Annotated[Optional[float], typer.Option(help='Adam\'s, at the start  [default: the preset\'s]')] = None,
           save_every: Annotated[Optional[int], typer.Option(help='steps between checkpoints  [default: the preset\'s]')] = None,
+          recompute: Annotated[bool, typer.Option('--recompute', help='less memory for more time, the same result')] = False,
           seed: Seed = 0, device: Device = 'auto'):
     "Train a flow on pairs; writes OUT/model."
     from interflow.data import read_set
     from interflow.losses import LossWeights
     from interflow.model import InterFlowConfig
     from interflow.training import PRESETS, train_flow
-    config = override(choose(PRESETS, preset), steps=steps, batch_size=batch_size, patch=patch, learning_rate=learning_rate, save_every=save_every, seed=seed)
+    config = override(choose(PRESETS, preset), steps=steps, batch_size=batch_size, patch=patch, learning_rate=learning_rate, save_every=save_every, recompute=recompute, seed=seed)
     size, weights = {'tiny': (InterFlowConfig.tiny, LossWeights.tiny()), 'paper': (InterFlowConfig.paper, LossWeights())}[preset]
     _, history = train_flow(read_set(data), out, size(parse_factors(factors)), config, weights, pick_device(device))
     typer.echo(f'{history[-1]["bits_per_dim"]:.3f} bits per dimension at the last step: {out / "model"}')

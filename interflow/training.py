@@ -19,7 +19,7 @@ from .data import PairBatches, begin_folder, prefetch
 from .losses import LossWeights, interflow_loss
 from .model import InterFlow, InterFlowConfig
 
-# %% ../nbs/15_training.ipynb #d8f97678
+# %% ../nbs/15_training.ipynb #436ed11d
 @dataclass(frozen=True)
 class TrainConfig:
     "Settings of a training; the defaults are the paper's for the flow."
@@ -34,7 +34,7 @@ class TrainConfig:
     max_skips: int = 1000               # more skipped steps than this end the run
     seed: int = 0
     save_every: int = 1000              # steps between checkpoints
-    recompute: bool = False             # less memory for more time: the flow and its encoder are computed again in the backward pass, not stored
+    recompute: bool = False             # compute flow and encoder again in the backward pass instead of storing them: the same numbers
 
     def __post_init__(self):
         object.__setattr__(self, 'halve_at', tuple(self.halve_at))
@@ -89,7 +89,7 @@ def _resume(accelerator, out):
     accelerator.load_state(out / 'state')
     return read_json(out / 'state' / 'progress.json')
 
-# %% ../nbs/15_training.ipynb #bf8dc136
+# %% ../nbs/15_training.ipynb #6e39822c
 def fit(model, loss, batches, config, out, settings=None, device='auto', description='train'):
     """Train `model` in place and return its history, a list of dicts (step, loss, the loss's terms, learning_rate).
 
@@ -98,7 +98,8 @@ def fit(model, loss, batches, config, out, settings=None, device='auto', descrip
     """
     from accelerate import Accelerator      # a second to import, and only training needs it
     out = Path(out)
-    begin_folder(out, plain({'training': asdict(config), **(settings or {})}), 'training.json')
+    decisive = {name: value for name, value in asdict(config).items() if name != 'recompute'}      # with it or without, the numbers are the same
+    begin_folder(out, plain({'training': decisive, **(settings or {})}), 'training.json')
     accelerator = Accelerator(cpu=str(device) == 'cpu', log_with='tensorboard', project_dir=out, step_scheduler_with_optimizer=False)
     accelerator.init_trackers('logs')
     optimizer = torch.optim.Adam(model.parameters(), config.learning_rate, fused=True)
