@@ -206,7 +206,7 @@ def peak(name):
     return int(done.stdout)
 
 
-def measure_import(rounds=4):
+def measure_import(rounds=3):
     "Seconds that `import` takes in a fresh interpreter, best of some: torch alone, and every module of the package."
     every = 'import importlib, pkgutil, interflow; [importlib.import_module(m.name) for m in pkgutil.walk_packages(interflow.__path__, "interflow.")]'
     seconds = {}

@@ -161,15 +161,20 @@ def curves(scenes):
     return {name: {'spectrum': [(frequency / 2).tolist(), mean(name, 'spectrum')], 'brightness': [(level * 255).tolist(), mean(name, 'brightness')]} for name in ROWS}
 
 
+def trained_flow(work):
+    "The demo's flow, trained in the folder `work`; a finished training is only read."
+    train = simulate(photographs('train'), work / 'data' / 'train', CONFIG.trained, CONFIG.camera, CONFIG.seed)
+    return train_flow(train, work / 'flow', CONFIG.model, CONFIG.flow, CONFIG.loss, 'cpu')[0].eval()
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--work', type=Path, default=Path('runs/paths'), help='the simulated scenes and the trained flow')
     parser.add_argument('--out', type=Path, default=Path(__file__).parent)
     given = parser.parse_args()
-    train = simulate(photographs('train'), given.work / 'data' / 'train', CONFIG.trained, CONFIG.camera, CONFIG.seed)
-    model, _ = train_flow(train, given.work / 'flow', CONFIG.model, CONFIG.flow, CONFIG.loss, 'cpu')
+    model = trained_flow(given.work)
     with torch.inference_mode():
-        judged = [judge_scene(model.eval(), path) for path in progress(photographs('test'), description='judge', unit='scene')]
+        judged = [judge_scene(model, path) for path in progress(photographs('test'), description='judge', unit='scene')]
     scenes, found = zip(*judged)
     rows = summarise(scenes)
     results = {'takes': TAKES, 'scenes': [path.stem for path in photographs('test')], 'span': model.prior.span(), 'rows': rows, 'goals': verdicts(rows),
