@@ -1,8 +1,12 @@
 """What every test session needs: one thread a process, no window, no network, a cache of its own; the slow items first."""
 import atexit
+import json
 import os
 import shutil
 import tempfile
+from pathlib import Path
+
+import pytest
 
 # Set before anything imports torch. Several test processes share the cores: more threads than cores only slow each other down.
 for name, value in {'OMP_NUM_THREADS': '1', 'MPLBACKEND': 'Agg', 'HF_HUB_OFFLINE': '1'}.items():
@@ -12,6 +16,17 @@ for name, value in {'OMP_NUM_THREADS': '1', 'MPLBACKEND': 'Agg', 'HF_HUB_OFFLINE
 if 'PYTEST_XDIST_WORKER' not in os.environ:
     os.environ['INTERFLOW_CACHE'] = tempfile.mkdtemp(prefix='interflow-cache-')
     atexit.register(shutil.rmtree, os.environ['INTERFLOW_CACHE'], ignore_errors=True)
+
+
+@pytest.fixture(scope='session')
+def published():
+    "A state dict with the published names and shapes, its weights by the rule of tests/reference: what the flow uses of it."
+    import torch      # not before the lines above
+    reference, scope = Path(__file__).parent / 'reference', {}
+    exec((reference / 'fill.py').read_text(), scope)
+    shapes = json.loads((reference / 'interflow_state_dict.json').read_text())
+    used = [n for n in shapes if n.startswith(('arch.RRDB.', 'arch.flowUpsamplerNet.layers.', 'mean_shift_', 'cov_shift_'))]
+    return {name: torch.from_numpy(scope['fill'](name, tuple(shapes[name]))) for name in used}
 
 
 def pytest_collection_modifyitems(items):

@@ -1,7 +1,4 @@
 """The fast form of the conditional flow gives what the plain form gives: latents, log-determinants, images, gradients."""
-import json
-from pathlib import Path
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,7 +11,6 @@ from interflow.flow import ConditionalFlow, PlainForm
 from interflow.layers.actnorm import ActNorm
 from interflow.model import InterFlow, InterFlowConfig
 
-REFERENCE = Path(__file__).parent / 'reference'
 SHAPES = {'plain and conditional steps': dict(), 'no plain step': dict(plain_steps=0), 'three plain steps': dict(plain_steps=3), 'one step': dict(steps=1)}
 
 
@@ -67,12 +63,8 @@ def test_enlarged_convolution(size):
     assert torch.allclose(F.conv_transpose2d(small, twice_kernel(weight), stride=2, padding=1), expected)
 
 
-def test_paper_size_with_reference_weights_in_float32():
-    scope = {}
-    exec((REFERENCE / 'fill.py').read_text(), scope)
-    shapes = json.loads((REFERENCE / 'interflow_state_dict.json').read_text())
-    used = [n for n in shapes if n.startswith(('arch.RRDB.', 'arch.flowUpsamplerNet.layers.', 'mean_shift_', 'cov_shift_'))]
-    model = from_published({name: torch.from_numpy(scope['fill'](name, tuple(shapes[name]))) for name in used}).eval()
+def test_paper_size_with_reference_weights_in_float32(published):
+    model = from_published(published).eval()
     hr, lr = rand(1, 3, 32, 40, dtype=torch.float32), rand(2, 3, 32, 40, seed=1, dtype=torch.float32)
     with torch.inference_mode():
         features = model.encoder(hr)

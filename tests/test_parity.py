@@ -1,5 +1,4 @@
 """Against what the published code computes with the same weights (tests/reference): latents, images, densities, losses, gradients."""
-import json
 import math
 from pathlib import Path
 
@@ -13,19 +12,6 @@ from interflow.encoder import level_features
 from interflow.losses import LossWeights, consistency, information_bottleneck, mix, reduce4
 
 REFERENCE = Path(__file__).parent / 'reference'
-
-
-def load_fill():
-    scope = {}
-    exec((REFERENCE / 'fill.py').read_text(), scope)
-    return scope['fill']
-
-
-@pytest.fixture(scope='module')
-def published():
-    fill, shapes = load_fill(), json.loads((REFERENCE / 'interflow_state_dict.json').read_text())
-    used = [n for n in shapes if n.startswith(('arch.RRDB.', 'arch.flowUpsamplerNet.layers.', 'mean_shift_', 'cov_shift_'))]
-    return {name: torch.from_numpy(fill(name, tuple(shapes[name]))) for name in used}
 
 
 @pytest.fixture(scope='module')
