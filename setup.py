@@ -16,6 +16,9 @@ def words(key):
     return shlex.split(cfg.get(key) or '')
 
 
+EXTRAS = {name: words(f'{name}_requirements') for name in ('metrics', 'export', 'explorer')}
+
+
 setup(
     name=cfg['lib_name'],
     version=cfg['version'],
@@ -30,6 +33,6 @@ setup(
     packages=find_packages(include=['interflow', 'interflow.*']),
     python_requires='>=' + cfg['min_python'],
     install_requires=words('requirements'),
-    extras_require={'dev': words('dev_requirements')},
+    extras_require={**EXTRAS, 'dev': words('dev_requirements') + sum(EXTRAS.values(), [])},
     entry_points={'console_scripts': words('console_scripts')},
 )
