@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from ..core import InterflowError
 from .encoders import UNUSED, EncoderConfig, build_encoder, published_config, published_name
-from .liif import EDGE, Encoded, look_up, nearest, render, resample
+from .liif import EDGE, Encoded, centred, look_up, nearest, render, resample
 from .parts import check_lr, load_published
 
 # %% ../../nbs/29_sr.metasr.ipynb #26b56212
@@ -23,7 +23,7 @@ class MetaSRConfig:
     "The shape of a MetaSR; `.paper(kind)` are the published ones, `.tiny(kind)` train on a laptop in minutes."
     encoder: EncoderConfig = EncoderConfig()
     hidden: int = 256                  # width of the network that predicts weights
-    global_residual: bool = False      # add the input, resampled at the query
+    global_residual: bool = False      # add the input, resampled at the query; the encoder then sees it `centred`
 
     def __post_init__(self):
         if isinstance(self.encoder, dict):      # as a file has it
@@ -55,6 +55,10 @@ class MetaSR(nn.Module):
         self.encoder = build_encoder(config.encoder)
         self.first = nn.Linear(3, config.hidden)
         self.second = nn.Linear(config.hidden, 9 * config.encoder.channels * 3)
+        if config.global_residual:      # begin near the input: a tenth of usual weights for a sum over 9 * channels values
+            with torch.no_grad():
+                for parameter in self.second.parameters():
+                    parameter *= .1 * (9 * config.encoder.channels) ** -.5
 
     def forward(self, lr, size=None, chunk=None):
         "(B, 3, h, w) -> (B, 3, H, W), `size` = (H, W), that of `lr` when None; `chunk` queries at a time (see `render`)."
@@ -66,7 +70,8 @@ class MetaSR(nn.Module):
         channels, hidden = self.config.encoder.channels, self.config.hidden
         units = self.second.weight.view(channels, 3, 3, 3, hidden).permute(3, 4, 0, 1, 2).flatten(0, 1)      # (colour, unit) of (channel, ky, kx)
         constant = self.second.bias.view(channels, 3, 3, 3).permute(3, 0, 1, 2)
-        table = F.conv2d(self.encoder(lr), torch.cat([units, constant]), padding=1)
+        feature = self.encoder(centred(lr) if self.config.global_residual else lr)
+        table = F.conv2d(feature, torch.cat([units, constant]), padding=1)
         return Encoded(table.permute(0, 2, 3, 1).contiguous(), lr)
 
     def query(self, feature, coord, cell):
