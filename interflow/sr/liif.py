@@ -50,11 +50,17 @@ def neighbours(coord, size):
     `coord` (B, N, 2), `size` tensor (h, w) -> `(index, offset, weight)`: int64 (B, 4, N, 2); from the cell's centre to the query in half cells,
     (B, 4, N, 2); the area of the rectangle between the query and the *opposite* centre, as a share of all four, (B, 4, N).
     """
-    corners = coord.new_tensor([[-1, -1], [-1, 1], [1, -1], [1, 1]])[:, None]
-    index, centre = nearest(coord[:, None] + corners / size + EDGE, size)
+    sides = coord.new_tensor([-1, 1]).view(2, 1, 1)
+    index, centre = nearest(coord[:, None] + sides / size + EDGE, size)      # (B, 2, N, 2): lower and upper cell along each axis
     offset = (coord[:, None] - centre) * size
-    area = offset.prod(-1).abs() + 1e-9      # the published guard against an area of zero
-    return index, offset, area.flip(1) / area.sum(1, keepdim=True)
+    length = offset.abs() + 1e-9      # both may be 0 at a border, where both cells are one
+    share = length.flip(1) / length.sum(1, keepdim=True)      # an area's share is the product of its sides' shares
+    return _four(index), _four(offset), _four(share).prod(-1)
+
+
+def _four(sides):
+    "(B, 2, N, 2), what belongs to the lower and to the upper cell along y and x -> (B, 4, N, 2), all pairs of one y and one x."
+    return torch.stack([sides[..., 0].repeat_interleave(2, 1), sides[..., 1].repeat(1, 2, 1)], -1)
 
 # %% ../../nbs/28_sr.liif.ipynb #76c01a7a
 def resample(image, coord):
@@ -80,7 +86,7 @@ def render(query, encoded, size=None, chunk=None):
     cell = like.new_tensor((2 / height, 2 / width))
     step = max(1, (chunk or (1024 if like.device.type == 'cpu' else 65536)) // batch)
     parts = [query(encoded, part, cell.expand_as(part)) for part in coord.split(step, 1)]
-    return torch.cat(parts, 1).transpose(1, 2).reshape(batch, 3, height, width)
+    return torch.cat(parts, 1).transpose(1, 2).unflatten(2, (height, width)).contiguous()
 
 
 def check_size(size):
