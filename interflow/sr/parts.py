@@ -6,8 +6,9 @@
 __all__ = ['RGB_MEAN', 'MEAN_SHIFTS', 'check_lr', 'conv', 'ResidualBlock', 'ChannelAttention', 'Upsampler', 'MeanShift',
            'pixel_centres', 'load_published', 'unit_shifts', 'macs', 'efficiency']
 
-# %% ../../nbs/20_sr.parts.ipynb #e23b7405
+# %% ../../nbs/20_sr.parts.ipynb #c63854dd
 import time
+from statistics import median
 
 import torch
 from torch import nn
@@ -147,10 +148,10 @@ def macs(call):
 
 
 def efficiency(call, like, backward=False, repeats=3):
-    """How well `call()` uses the machine: its multiplications a second over those of a plain convolution, measured by turns.
+    """How well `call()` uses the machine: its multiplications a second over those of a plain convolution, measured by turns, 1 for as well.
 
-    The plain one is 3x3 from 64 to 64 channels on 128x128 pixels, of the dtype and on the device of the tensor `like`; with `backward` both of its
-    gradients are counted too. `call` should leave nothing running on the device. Best of `repeats`; timings vary, so use it to find what is slow.
+    The plain one is 3x3 from 64 to 64 channels on 128x128 pixels, of the dtype and on the device of the tensor `like`; with `backward` it is
+    trained. `repeats` times the call and seven times as often the plain one; the medians count. Timings vary: look for what is slow, not for digits.
     """
     layer, image = conv(64, 64).to(like), like.new_ones(1, 64, 128, 128, requires_grad=backward)
 
@@ -158,10 +159,14 @@ def efficiency(call, like, backward=False, repeats=3):
         with torch.set_grad_enabled(backward):
             out = layer(image)
             if backward: out.sum().backward()
-        if like.is_cuda: torch.cuda.synchronize(like.device)
-    calls = [(plain, macs(plain), []), (call, macs(call), [])]
-    for _ in range(repeats):
-        for each, _, times in calls:
-            start = time.perf_counter(); each(); times.append(time.perf_counter() - start)
-    (_, plain_macs, plain_times), (_, call_macs, call_times) = calls
-    return call_macs / min(call_times) / (plain_macs / min(plain_times))
+
+    pairs = [([_seconds(plain, like) for _ in range(7)], _seconds(call, like)) for _ in range(repeats)]
+    plain_seconds, seconds = median(second for plains, _ in pairs for second in plains), median(second for _, second in pairs)
+    return macs(call) / seconds / (macs(plain) / plain_seconds)
+
+
+def _seconds(call, like):
+    wait = torch.cuda.synchronize if like.is_cuda else lambda: None      # a GPU answers before it is done
+    wait(); start = time.perf_counter()
+    call(); wait()
+    return time.perf_counter() - start
