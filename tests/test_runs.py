@@ -12,8 +12,9 @@ import torch
 from interflow.checkpoints import load_model, save_model
 from interflow.core import InterflowError, make_generator, photographs, read_image, write_image
 from interflow.data import FACTOR_OF_LABEL, PairBatches, read_set, simulate
-from interflow.generation import generate, generate_scene, neighbours
+from interflow.generation import blend_pixels, generate_scene
 from interflow.model import InterFlow, InterFlowConfig
+from interflow.sets import SetConfig, generate
 
 TRAIN = ['--steps', '14', '--save-every', '2', '--patch', '32', '--batch-size', '2', '--device', 'cpu']
 
@@ -80,19 +81,18 @@ def model():
 
 @pytest.mark.parametrize('path', ['pixels', 'linear', 'sample'])
 def test_generation_resumes_to_the_same_bytes(model, pairs, tmp_path, path):
-    scenes, factors = read_set(pairs), (2.5, 3.0)
-    made = generate(model, scenes, tmp_path / 'a', factors, path, seed=4, device='cpu')
-    assert [sorted(scene.lr) for scene in made] == [[2.5, 3.0]] * 2
-    assert read_image(made[0].lr[2.5]).shape == read_image(scenes[0].hr).shape
-    files = {p.relative_to(tmp_path / 'a'): p.read_bytes() for p in (tmp_path / 'a').rglob('*.png')}
-    for gone in list(files)[::2]:
+    scenes, config = read_set(pairs), SetConfig((2.5, 3.0), path, seed=4)
+    generate(model, scenes, tmp_path / 'a', config, 'cpu')
+    made = {p.relative_to(tmp_path / 'a'): p.read_bytes() for p in (tmp_path / 'a').rglob('*.*')}
+    assert sum('_LR3' in p.name for p in made) == 4
+    for gone in [p for p in made if '_LR3' in p.name][::2]:
         (tmp_path / 'a' / gone).unlink()
-    generate(model, scenes, tmp_path / 'a', factors, path, seed=4, device='cpu')
-    assert files == {p.relative_to(tmp_path / 'a'): p.read_bytes() for p in (tmp_path / 'a').rglob('*.png')}
-    generate(model, scenes[::-1], tmp_path / 'b', factors, path, seed=4, device='cpu')
+    generate(model, scenes, tmp_path / 'a', config, 'cpu')
+    assert made == {p.relative_to(tmp_path / 'a'): p.read_bytes() for p in (tmp_path / 'a').rglob('*.*')}
+    generate(model, scenes[::-1], tmp_path / 'b', config, 'cpu')
     for first, second in (('Canon_001', 'Canon_002'), ('Canon_002', 'Canon_001')):
         assert scene_names(tmp_path / 'a')[first] == scene_names(tmp_path / 'b')[second]
-        images = [(tmp_path / folder / 'scale_2.5' / f'{number}_LR3.png').read_bytes() for folder, number in (('a', first), ('b', second))]
+        images = [next((tmp_path / folder).rglob(f'scale_2.5/{number}_LR3.png')).read_bytes() for folder, number in (('a', first), ('b', second))]
         assert images[0] == images[1], 'the order of scenes does not matter'
 
 
@@ -108,11 +108,15 @@ def test_at_a_trained_factor_the_mixture_is_the_photograph(model, pairs):
 
 
 def test_weights_follow_from_true_factors():
-    assert neighbours((2.1, 3.75), 3.0)[2] == pytest.approx(.9 / 1.65)
-    assert neighbours((2.1, 3.0, 3.75), 3.3) == (3.0, 3.75, pytest.approx(.4))
+    lr = {factor: torch.full((3, 2, 2), value) for factor, value in ((2.1, 0.), (3.0, 1.), (3.75, 3.))}
+    assert blend_pixels({f: lr[f] for f in (2.1, 3.75)}, 3.0).mean().item() == pytest.approx(3 * .9 / 1.65)
+    assert blend_pixels(lr, 3.3).mean().item() == pytest.approx(1 + 2 * .4)
+    ramp = torch.tensor([[2.1, 2.55], [3.3, 3.75]], dtype=torch.float64)
+    assert torch.allclose(blend_pixels(lr, ramp)[0], torch.tensor([[0., .5], [1.8, 3.]]))
     assert sorted(FACTOR_OF_LABEL.values()) == [2.1, 3.0, 3.75]
-    with pytest.raises(InterflowError, match='outside'):
-        neighbours((2.1, 3.75), 2.0)
+    for outside in (2.0, 3.8, float('nan'), ramp + 1):
+        with pytest.raises(InterflowError, match='outside'):
+            blend_pixels({f: lr[f] for f in (2.1, 3.75)}, outside)
 
 
 def test_published_labels_are_read_as_true_factors(pairs, tmp_path):
