@@ -1,0 +1,208 @@
+"""The explorer without a browser: what its logic promises, and that nothing from outside breaks its panel."""
+import json
+import shlex
+import subprocess
+import sys
+import threading
+from dataclasses import replace
+from datetime import datetime
+from io import BytesIO
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from rooms import NBS, ROOT, cells, source
+
+from interflow.checkpoints import save_model
+from interflow.core import InterflowError, make_generator
+from interflow.explorer import CELL, PATHS, Explorer, Part, Settings, Studio, Worker, command, panes
+from interflow.model import InterFlow, InterFlowConfig
+from interflow.paths import NEEDS
+
+
+def file(size, kind='PNG', mode='RGB'):
+    "An image file's bytes."
+    buffer = BytesIO()
+    Image.effect_noise(size, 60).convert(mode).save(buffer, kind)
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    "A flow that nobody trained; a picture of it is noise, but a picture."
+    folder = tmp_path_factory.mktemp('flows') / 'a flow'
+    model = InterFlow(InterFlowConfig.tiny(), make_generator(0)).eval()
+    with torch.no_grad():
+        model.prior.roots[1] *= 1.3      # so that its two Gaussians differ
+    save_model(folder, model)
+    return str(folder)
+
+
+@pytest.fixture
+def settings(folder):
+    return Settings(Part('flower', 64), folder)
+
+
+@pytest.fixture(scope='module')
+def studio(tmp_path_factory):
+    return Studio(sr=tmp_path_factory.mktemp('sr') / 'absent')
+
+
+def picture(data):
+    return np.asarray(Image.open(BytesIO(data)))
+
+
+def test_everything_that_settings_name_changes_the_picture(studio, settings):
+    first = studio.picture(settings)
+    changes = dict(factor=2.5, path='transport', temperature=.5, seed=1)
+    for name, value in changes.items():
+        assert not torch.equal(studio.picture(replace(settings, **{name: value})), first), name
+    for name, value in dict(name='fig', size=96, down=.2, across=.2, camera='nikon').items():
+        other = replace(settings, path='pixels', part=replace(settings.part, **{name: value}))
+        assert not torch.equal(studio.picture(other), studio.picture(replace(settings, path='pixels'))), name
+    for path in PATHS:
+        if NEEDS.get(path, 2):
+            one = replace(settings, path=path)
+            assert torch.equal(studio.picture(one), studio.picture(replace(one, seed=9))), f'{path} draws nothing'
+
+
+def test_a_slider_conditions_nothing_again(folder, settings, monkeypatch):
+    studio, conditioned = Studio(sr='absent'), []
+    condition = InterFlow.condition
+    monkeypatch.setattr(InterFlow, 'condition', lambda self, hr: conditioned.append(len(hr)) or condition(self, hr))
+    for path in PATHS:
+        for factor in (2.2, 2.7, 3.3):
+            studio.picture(replace(settings, path=path, factor=factor))
+    assert conditioned == [1]
+
+
+def test_the_picture_comes_first_and_the_panes_after_it(studio, settings):
+    names = [name for name, _ in panes(studio, settings)]
+    assert names[0] == 'generated'
+    assert {'true', 'hr', 'difference', 'spectrum', 'brightness', 'map', 'posterior', 'caption'} <= set(names) and 'sr' not in names
+    drawn = dict(panes(studio, replace(settings, path='pixels')))
+    assert picture(drawn['hr']).shape == (64, 64, 3)
+    difference = picture(drawn['difference']).astype(float) - 127.5
+    truth = picture(drawn['generated']).astype(float) - picture(drawn['true'])
+    assert np.abs(difference - (4 * truth).clip(-127.5, 127.5)).max() <= 1, 'grey where there is none, four times as much elsewhere'
+
+
+def test_a_network_is_shown_where_there_is_one(folder, settings, tmp_path):
+    from interflow.sr.networks import build, save_network
+    save_network(tmp_path / 'net', build('rcan', 'tiny'))
+    assert picture(dict(panes(Studio(sr=tmp_path / 'net'), settings))['sr']).shape == (64, 64, 3)
+
+
+def test_a_flow_of_one_factor_has_pictures_but_no_map(studio, settings, tmp_path):
+    save_model(tmp_path / 'one', InterFlow(InterFlowConfig.tiny(factors=(3.,)), make_generator(0)).eval())
+    drawn = dict(panes(studio, replace(settings, model=str(tmp_path / 'one'))))
+    assert {'generated', 'map', 'posterior'} <= set(drawn)
+
+
+def test_the_command_line_is_one(settings):
+    words = shlex.split(command(replace(settings, path='slerp', factor=2.8, seed=3, temperature=.5)))
+    assert words[:3] == ['interflow', 'generate', settings.model]
+    assert dict(zip(words[5::2], words[6::2])) == {'--factors': '2.8', '--path': 'slerp', '--seed': '3', '--temperature': '0.5'}
+    done = subprocess.run([sys.executable, '-c', 'from interflow.cli import main; main()', *words[1:]], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and 'No such option' not in done.stderr and 'SET' in done.stderr, 'the command knows its words, and misses the set alone'
+
+
+@pytest.mark.parametrize('name, data', [('a.txt', b'text'), ('a.svg', b'<svg xmlns="http://www.w3.org/2000/svg"/>'), ('a.png', b''), ('a.png', file((300, 300))[:900]),
+                                        ('a.gif', file((99, 99), 'GIF', 'P')), ('a.png', file((63, 900))), ('a.tif', file((80, 80), 'TIFF', 'F')), ('a.png', bytes(20_000_001))])
+def test_bad_uploads_are_one_line(name, data):
+    studio = Studio()
+    with pytest.raises(InterflowError) as fault:
+        studio.add(name, data)
+    assert len(str(fault.value).splitlines()) == 1 and not studio.uploads
+
+
+def test_good_uploads_are_turned_upright_and_kept_apart():
+    studio, exif = Studio(), Image.Exif()
+    exif[274] = 6      # the camera was held upright
+    buffer = BytesIO()
+    Image.effect_noise((120, 80), 60).convert('RGB').save(buffer, 'JPEG', exif=exif)
+    names = [studio.add('../../my photo.jpg', buffer.getvalue()), studio.add('my photo.png', file((70, 90), mode='RGBA')), studio.add('flower.png', file((64, 64), mode='L'))]
+    assert names == ['my_photo', 'my_photo-2', 'flower-2'] and studio.pixels(names[0]).shape == (120, 80, 3)
+    assert studio.hr(Part(names[1], 192)).shape == (3, 68, 68), 'as much of it as there is, in fours'
+    for _ in range(5):
+        studio.add('more.png', file((64, 64)))
+    assert len(studio.uploads) == 4
+
+
+def test_of_many_drawings_the_first_and_the_last_are_made_and_nothing_kept_is_lost():
+    made, go, rest = [], threading.Event(), threading.Event()
+    worker = Worker(lambda event: (made.append(event[0]), rest.set() if event[0] == 'idle' else None))
+
+    def job(name):
+        go.wait(5)
+        yield name, None
+        yield f'{name} at length', None
+    for i in range(50):
+        worker.draw(lambda i=i: job(f'drawing {i}'))
+        if i == 0:
+            while 'busy' not in made:
+                pass
+        worker.keep(lambda i=i: job(f'kept {i}'))
+    go.set()
+    assert rest.wait(20)
+    worker.close()
+    assert [name for name in made if name.startswith('kept') and 'length' not in name] == [f'kept {i}' for i in range(50)]
+    assert {name for name in made if name.startswith('drawing')} == {'drawing 0', 'drawing 49', 'drawing 49 at length'}
+
+
+def no_survey(studio, model, size, camera):
+    raise InterflowError('not surveyed, to be quick')
+
+
+@pytest.fixture
+def panel(studio, settings, monkeypatch):
+    "A panel in place, without thread and browser."
+    pytest.importorskip('ipywidgets')
+    monkeypatch.setattr('interflow.explorer.flows', lambda: {'test': settings.model})
+    monkeypatch.setattr('interflow.explorer.survey', no_survey)
+    panel = Explorer(studio)
+    yield panel
+    panel.close()
+
+
+def test_no_fault_leaves_the_panel_and_none_is_html(panel, monkeypatch):
+    monkeypatch.setattr(panel.studio, 'picture', lambda settings: [][0])
+    panel.controls.factor.value = 2.4
+    assert 'IndexError' in panel.line.value and '\n' not in panel.line.value
+    monkeypatch.undo()
+    panel.controls.factor.value = 2.6
+    assert not panel.line.value, 'the next picture takes the line away'
+    for name in ('<img src=x onerror=alert(1)>.png', 'a\nb.png'):
+        panel.controls.upload.value = ({'name': name, 'type': 'image/png', 'size': 4, 'content': memoryview(b'nope'), 'last_modified': datetime(2026, 1, 1)},)
+        assert 'itf-fault' in panel.line.value and '<img' not in panel.line.value and '\n' not in panel.line.value
+    panel.controls.model.value = ''
+    panel.controls.folder.value = '<b>nowhere'
+    assert '&lt;b&gt;nowhere' in panel.line.value
+
+
+@pytest.mark.parametrize('words', ['', 'null', '3', '[]', '"zoom"', '{"zoom": "x"}', '{"zoom": null}', '{"zoom": NaN}', '{"zoom": 1e99, "swipe": -5}',
+                                   '{"large": []}', '{"large": ["<b>", "many"]}', '{"large": ["<b>.png", 1e12]}', '{"nothing": 1}'])
+def test_what_the_page_says_is_checked(panel, words):
+    panel.controls.wire.value = words
+    assert 1 <= panel.controls.zoom.value <= 16 and 0 <= panel.controls.swipe.value <= 100 and '<b>' not in panel.line.value
+
+
+def test_the_range_of_the_slider_is_the_flow_s(panel, tmp_path):
+    for i, factors in enumerate([(1.5, 2.), (3.2, 3.9), (2.5,), (2.1, 3., 3.75)]):
+        save_model(tmp_path / str(i), InterFlow(InterFlowConfig.tiny(factors=factors), make_generator(0)).eval())
+        panel.controls.model.value = ''
+        panel.controls.folder.value = str(tmp_path / str(i))
+        assert abs(panel.controls.factor.min - factors[0]) + abs(panel.controls.factor.max - factors[-1]) < 1e-4
+        assert factors[0] <= panel.controls.chosen().factor <= factors[-1] and not panel.line.value, panel.line.value
+
+
+def test_the_room_ends_with_the_page_s_cell():
+    assert source(cells(NBS / '41_explorer.ipynb')[-1][1]) == CELL
+
+
+def test_without_ipywidgets_one_line_says_so():
+    script = "import sys; sys.modules['ipywidgets'] = None\nfrom interflow.explorer import explore\nfrom interflow.core import InterflowError\n" \
+             "try: explore()\nexcept InterflowError as fault: print(fault)"
+    done = subprocess.run([sys.executable, '-c', script], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and 'interflow[explorer]' in done.stdout and len(done.stdout.splitlines()) == 1, done.stderr
