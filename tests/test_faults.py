@@ -17,8 +17,7 @@ from interflow.cli import main
 from interflow.core import InterflowError, make_generator, photographs, read_image, write_image
 from interflow.data import simulate
 from interflow.model import InterFlow, InterFlowConfig
-from interflow.sr.rcan import RCAN, RCANConfig
-from interflow.sr.training import save_rcan
+from interflow.sr.networks import build, save_network
 
 
 @pytest.fixture(scope='module')
@@ -29,7 +28,7 @@ def whole(tmp_path_factory):
         write_image(folder / 'photos' / f'{path.stem}.png', read_image(path)[:, 200:272, 300:380])
     simulate(folder / 'photos', folder / 'pairs', (2.1, 3.75))
     save_model(folder / 'flow', InterFlow(InterFlowConfig.tiny(), make_generator(0)))
-    save_rcan(folder / 'network', RCAN(RCANConfig.tiny()))
+    save_network(folder / 'network', build('rcan', 'tiny'))
     return folder
 
 
@@ -119,7 +118,7 @@ FAULTS = {
     'train-sr, sizes differ': (TRAIN_SR, lambda p: shrink(p.lr), ['{lr}', '36x40', '72x80', 'register']),
     'train-sr, an unknown factor': (f'{TRAIN_SR} --factors 3.3', None, ['{hr}', '3.3', '2.1, 3.75']),
     'evaluate, sizes differ': (EVALUATE, lambda p: shrink(p.lr), ['{lr}', '36x40', '72x80', 'register']),
-    'evaluate, another kind of model': ('evaluate flow pairs --csv out', None, ['config.json', 'RCAN', 'give']),
+    'evaluate, another kind of model': ('evaluate flow pairs --csv out', None, ['config.json', 'InterFlow', 'give']),
     'evaluate, an unknown factor': (f'{EVALUATE} --factors 3.3', None, ['{hr}', '3.3', '2.1, 3.75']),
 }
 

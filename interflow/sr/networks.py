@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
@@ -117,8 +116,9 @@ def build(network, size='paper', seed=0):
 
 
 def name_of(net):
-    "The name in `VARIANTS` of one of our networks, whatever its size; `InterflowError` for any other module."
-    row = Variant(type(net).__name__, getattr(getattr(net, 'config', None), 'encoder', ''))
+    "The name in `VARIANTS` of one of our networks or of its config, whatever the size; `InterflowError` for anything else."
+    encoder = getattr(getattr(net, 'config', net), 'encoder', None)
+    row = Variant(type(net).__name__.removesuffix('Config'), getattr(encoder, 'kind', ''))
     name = next((name for name, known in VARIANTS.items() if known == row), None)
     if name is None:
         raise InterflowError(f'network: a {type(net).__name__} is none of {", ".join(VARIANTS)}; give one that build or load_network made')
