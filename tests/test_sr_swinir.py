@@ -191,6 +191,14 @@ def test_drop_path_in_training_alone_and_from_the_generator_of_torch():
     assert torch.equal(kept, kept[:, :1, :1].expand(-1, 2, 2))                 # a sample as a whole
 
 
+def test_drop_path_leaves_out_both_branches():
+    block = lively(SwinBlock(SwinIRConfig.tiny(), False, rate=.9)).train()
+    torch.manual_seed(0)
+    x = image(200, 8, 8, 48)
+    alone = [torch.equal(before, after) for before, after in zip(x, block(x, None))]
+    assert sum(alone) == pytest.approx(.81 * 200, abs=25)
+
+
 def test_a_batch_is_its_images():
     net, lr = tiny(), image(3, 3, 64, 40)
     with torch.inference_mode():

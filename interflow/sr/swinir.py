@@ -94,7 +94,7 @@ class WindowAttention(nn.Module):
         if mask is not None:
             bias = bias + mask
             bias = bias.expand(count // len(mask), *bias.shape).flatten(0, 1)              # the same for each image of the batch
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype))
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
         return self.out(out.transpose(1, 2).reshape(count, size, channels))
 
 

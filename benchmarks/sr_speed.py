@@ -1,0 +1,203 @@
+"""How well each SR network uses the machine: multiplications a second, over those of a plain convolution.
+
+    python benchmarks/sr_speed.py [--rounds 5] [--threads N] [--only NAME ...] [--out DIR]
+
+For each network: the paper's size makes an image of 256x256 (without gradients), and the tiny size takes one training step (batch 4, patch 64, Adam). The unit is the
+plain convolution of this machine, 3x3, 64 -> 64 channels, 256x256, run before and after each measured call; for a training step its forward and backward pass.
+Each figure is the median of the rounds. Multiplications are those that our code computes in convolutions and matrix products, attention included; additions, gathers,
+norms and pixel-wise products count as none, so a network that lives on them has a low rate. Networks of arbitrary scale see 85x85 pixels, a third, for 256x256; in
+training 64x64 pixels and 4096 queries. float32, one thread unless told otherwise. Results in DIR: sr_speed.json, sr_speed.txt, sr_speed.png.
+"""
+import argparse
+import os
+import sys
+import time
+from pathlib import Path
+from statistics import median
+
+os.environ.setdefault('KINETO_LOG_LEVEL', '5')      # the profiler is silent
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.profiler import profile
+from torch.utils.flop_counter import FlopCounterMode
+
+from interflow.core import InterflowError, make_generator, whole_file, write_json
+from interflow.sr.liif import sample_queries
+from interflow.sr.networks import VARIANTS, arbitrary, build
+from interflow.sr.parts import conv
+from interflow.sr.training import l1_loss, query_loss
+
+SIZE, SHRUNK, BATCH, PATCH = 256, 85, 4, 64
+LIMIT = .5                          # a rate below this wants a reason
+CALLS = ('forward', 'step')
+SHOWN = 5                           # operations named for each call
+
+
+def image(*shape):
+    return torch.rand(shape, generator=make_generator(0, 'sr_speed'))
+
+
+def forward_call(name):
+    "The paper's network makes an image of SIZE x SIZE: (call, parameters)."
+    net = build(name, 'paper').eval()
+    lr, asked = (image(1, 3, SHRUNK, SHRUNK), ((SIZE, SIZE),)) if arbitrary(name) else (image(1, 3, SIZE, SIZE), ())
+
+    def call():
+        with torch.inference_mode():
+            assert net(lr, *asked).shape == (1, 3, SIZE, SIZE)
+    return call, _parameters(net)
+
+
+def step_call(name):
+    "A training step of the tiny network, its update included: (call, parameters)."
+    net = build(name, 'tiny').train()
+    batch = {'lr': image(BATCH, 3, PATCH, PATCH), 'hr': image(BATCH, 3, PATCH, PATCH)}
+    if arbitrary(name):
+        larger = image(BATCH, 3, 3 * PATCH, 3 * PATCH)
+        batch.update(zip(('coord', 'cell', 'colour'), sample_queries(larger, PATCH ** 2, make_generator(0, 'queries'))))
+    loss, optimizer = query_loss if arbitrary(name) else l1_loss, torch.optim.Adam(net.parameters(), 1e-5)
+
+    def call():
+        optimizer.zero_grad(set_to_none=True)
+        loss(net, batch, None)[0].backward()
+        optimizer.step()
+    return call, _parameters(net)
+
+
+def plain_call(backward):
+    "The unit: one convolution, 3x3, 64 -> 64 channels, of SIZE x SIZE pixels; with `backward` both of its gradients as well."
+    layer, x = conv(64, 64), image(1, 64, SIZE, SIZE).requires_grad_(backward)
+
+    def call():
+        with torch.inference_mode(not backward):
+            out = layer(x)
+        if backward:
+            x.grad = layer.weight.grad = layer.bias.grad = None
+            out.backward(out.detach())
+    return call
+
+
+def _parameters(net):
+    return sum(parameter.numel() for parameter in net.parameters())
+
+
+def count(call):
+    "Multiplications of a call in convolutions and matrix products. The counter knows no fused attention, which therefore runs as two products meanwhile."
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        call()
+    return counter.get_total_flops() // 2
+
+
+def clock(call):
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def measure(call, unit, rounds):
+    "How long a call takes, s, and in units: medians of rounds, in each of which the unit runs before and after."
+    call(), unit()
+    seconds, units = [], []
+    for _ in range(rounds):
+        before, own, after = clock(unit), clock(call), clock(unit)
+        seconds.append(own)
+        units.append(2 * own / (before + after))
+    return median(seconds), median(units), [min(units), max(units)]
+
+
+def operations(call):
+    "What a call's time goes to: {operation: share}, the largest few."
+    with profile(acc_events=True) as seen:
+        call()
+    times = {event.key.removeprefix('aten::'): event.self_cpu_time_total for event in seen.key_averages()}
+    total = sum(times.values())
+    return {name: round(times[name] / total, 3) for name in sorted(times, key=times.get, reverse=True)[:SHOWN]}
+
+
+def row(name, kind, unit, unit_macs, rounds):
+    "All that is known of one network's call."
+    call, parameters = {'forward': forward_call, 'step': step_call}[kind](name)
+    macs = count(call)
+    seconds, units, span = measure(call, unit, rounds)
+    return {'network': name, 'call': kind, 'parameters': parameters, 'macs': macs, 'seconds': round(seconds, 4), 'units': round(units, 2),
+            'rate': round(macs / unit_macs / units, 3), 'rates': [round(macs / unit_macs / value, 3) for value in span[::-1]], 'operations': operations(call)}
+
+
+def run(names, rounds):
+    "The result of all networks as one dict; a network that is not there is named and left out."
+    units = {kind: plain_call(kind == 'step') for kind in CALLS}
+    unit_macs = {kind: count(call) for kind, call in units.items()}
+    rows, missing = [], {}
+    for name in names:
+        for kind in CALLS:
+            try:
+                rows.append(row(name, kind, units[kind], unit_macs[kind], rounds))
+            except ImportError as fault:
+                missing[name] = str(fault)
+                continue
+            print(line(rows[-1]), file=sys.stderr, flush=True)
+    seconds = {kind: median(clock(call) for _ in range(2 * rounds + 1)) for kind, call in units.items()}
+    return {'torch': torch.__version__, 'threads': torch.get_num_threads(), 'rounds': rounds,
+            'unit': {kind: {'macs': unit_macs[kind], 'seconds': round(seconds[kind], 4)} for kind in CALLS}, 'rows': rows, 'missing': missing}
+
+
+def line(row):
+    "One call as a line for people; a low rate is followed by where the time goes."
+    text = f'{row["network"]:22}{row["call"]:9}{row["parameters"]:>12,}{row["macs"] / 1e9:>10.2f}{row["seconds"]:>10.3f}{row["units"]:>9.2f}{row["rate"]:>8.0%}'
+    low = ', '.join(f'{name} {share:.0%}' for name, share in row['operations'].items())
+    return f'{text}  {"<" if row["rate"] < LIMIT else " "} {low}'
+
+
+def table(result):
+    "The result as lines for people."
+    unit = result['unit']
+    return '\n'.join([
+        f'{"network":22}{"call":9}{"parameters":>12}{"G mult.":>10}{"seconds":>10}{"units":>9}{"rate":>8}    time by operation', *(line(row) for row in result['rows']),
+        *(f'{name}: not measured, {why}' for name, why in result['missing'].items()),
+        f'unit: 3x3 convolution, 64 -> 64 channels, {SIZE}x{SIZE}, {result["threads"]} thread(s), torch {result["torch"]}: {unit["forward"]["macs"] / 1e9:.2f} G mult. in '
+        f'{unit["forward"]["seconds"]:.3f} s; with both gradients {unit["step"]["macs"] / 1e9:.2f} G in {unit["step"]["seconds"]:.3f} s',
+        f'forward: paper, an image of {SIZE}x{SIZE} (arbitrary scale: from {SHRUNK}x{SHRUNK}); step: tiny, batch {BATCH}, patch {PATCH}; '
+        f'rate: multiplications a second over those of the unit, median of {result["rounds"]} rounds; <: below {LIMIT:.0%}'])
+
+
+def draw(result, path):
+    "Rates as bars, the paper's pass and the tiny step side by side."
+    import matplotlib.pyplot as plt
+    figure, axis = plt.subplots(figsize=(9, 3.2), layout='constrained')
+    names = list(dict.fromkeys(row['network'] for row in result['rows']))
+    for i, (kind, label, colour) in enumerate(zip(CALLS, (f'paper, {SIZE}x{SIZE}', 'tiny, a training step'), ('tab:blue', '0.6'))):
+        rows = [row for row in result['rows'] if row['call'] == kind]
+        places, rates = [names.index(row['network']) + .4 * i - .2 for row in rows], [row['rate'] for row in rows]
+        spread = [[abs(row['rate'] - end) for row, end in zip(rows, ends)] for ends in zip(*(row['rates'] for row in rows))]
+        axis.bar(places, rates, .38, yerr=spread, color=colour, label=label, error_kw={'lw': .8, 'ecolor': '0.3'})
+    axis.axhline(1, color='k', lw=.8)
+    axis.axhline(LIMIT, color='tab:red', lw=.8, ls='--')
+    axis.set_xticks(range(len(names)), [name.replace('_', '\n', 1) for name in names], fontsize=8)
+    axis.set(ylabel='rate, of a plain convolution', title='multiplications a second')
+    axis.legend(fontsize=8)
+    figure.savefig(path, dpi=96, format='png')
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--rounds', type=int, default=5, help='of each measurement; the median counts')
+    parser.add_argument('--threads', type=int, default=1, help='of PyTorch')
+    parser.add_argument('--only', nargs='+', choices=VARIANTS, default=list(VARIANTS), metavar='NAME', help='these networks alone; nothing is written')
+    parser.add_argument('--out', type=Path, default=Path(__file__).parent, help='folder for the results')
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    result = run(arguments.only, arguments.rounds)
+    print(table(result))
+    if arguments.only == list(VARIANTS):
+        write_json(arguments.out / 'sr_speed.json', result)
+        with whole_file(arguments.out / 'sr_speed.txt') as temporary:
+            temporary.write_text(table(result) + '\n')
+        with whole_file(arguments.out / 'sr_speed.png') as temporary:
+            draw(result, temporary)
+
+
+if __name__ == '__main__':
+    try:
+        main()
+    except InterflowError as fault:
+        sys.exit(str(fault))
