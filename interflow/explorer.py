@@ -6,8 +6,8 @@
 __all__ = ['MAX_BYTES', 'MAX_PIXELS', 'MIN_SIDE', 'KINDS', 'PANES', 'GAIN', 'STYLE', 'SCRIPT', 'TITLE', 'BLANK', 'CELL', 'Part',
            'Settings', 'command', 'decode_upload', 'check_bytes', 'short', 'Studio', 'Axis', 'nice_axis', 'chart',
            'png', 'Cloud', 'map_point', 'survey', 'panes', 'spectrum_chart', 'brightness_chart', 'map_chart',
-           'posterior_chart', 'strip', 'Worker', 'safely', 'flows', 'transform', 'Controls', 'Explorer', 'explore',
-           'free_port', 'write_page', 'serve']
+           'posterior_chart', 'strip', 'Worker', 'safely', 'flows', 'as_typed', 'transform', 'Controls', 'Explorer',
+           'watched', 'explore', 'free_port', 'write_page', 'serve']
 
 # %% ../nbs/41_explorer.ipynb #e4100004
 from collections import deque
@@ -92,7 +92,8 @@ def decode_upload(name, data):
             with Image.open(BytesIO(data), formats=KINDS) as image:
                 width, height = image.size      # from the header; nothing is decoded yet
                 if width * height > MAX_PIXELS or min(width, height) < MIN_SIDE:
-                    raise InterflowError(f'{name}: {width}x{height} pixels; give {MIN_SIDE} a side or more, {MAX_PIXELS / 1e6:.0f} million or less')
+                    most = f'{MAX_PIXELS / 1e6:.0f} million'
+                    raise InterflowError(f'{name}: {width}x{height} pixels; give {MIN_SIDE} a side or more, {most} or less')
                 if image.mode not in ('RGB', 'RGBA', 'L', 'LA', 'P', '1'):
                     raise InterflowError(f'{name}: pixels of mode {image.mode}; convert it to 8-bit RGB first')
                 return np.asarray(ImageOps.exif_transpose(image).convert('RGB'))
@@ -276,7 +277,7 @@ def png(image):
 # %% ../nbs/41_explorer.ipynb #e4100025
 @dataclass(frozen=True)
 class Cloud:
-    "True shots on the map of latents: true `factors`, `peaks` of the likelihood, `lengths`, tuples; `temperature` of the posterior, its `grid`."
+    "True shots on the map: true `factors`, `peaks` of the likelihood, `lengths`, tuples; `temperature` and `grid` of the posterior."
     factors: tuple
     peaks: tuple
     lengths: tuple
@@ -555,6 +556,7 @@ STYLE = '''
 @container (max-width: 1361px) { .itf-body { --stage: 440px; --small: 200px; } }
 @container (max-width: 1139px) { .itf-body { --stage: 376px; --small: 168px; gap: 8px; }
 .itf-cap { font-size: 11px; } }
+@container (max-width: 1009px) { .itf-body { --stage: 340px; --small: 156px; gap: 6px; } .itf-side { width: 222px; } }
 '''
 SCRIPT = '''
 (() => {
@@ -631,8 +633,17 @@ SCRIPT = '''
     event.stopPropagation();
   }, true);
 
-  // The page says that it is there, until Python has heard it.
+  // The page says that it is there, until Python has heard it; and sets what ipywidgets cannot: panes for the keyboard, words for pictures.
   setInterval(() => {
+    for (const here of document.querySelectorAll('.itf-pane:not([tabindex])')) {
+      here.tabIndex = 0;
+      here.setAttribute('role', 'group');
+      here.setAttribute('aria-label', 'pictures: plus and minus zoom, arrows move, 0 shows the whole, space swipes, d draws again');
+    }
+    for (const image of document.querySelectorAll('.itf-explorer img:not([alt]), .itf-explorer img[alt=""]')) {
+      const name = [...image.classList].find(name => name.startsWith('itf-'));
+      if (name) image.alt = name.slice(4);
+    }
     for (const explorer of document.querySelectorAll('.itf-explorer')) {
       const now = explorer.querySelector('.itf-view');
       if (now && now.dataset.heard !== '1' && explorer.querySelector('.itf-wire input')) send(explorer, {hello: 1});
@@ -684,7 +695,13 @@ def flows():
                 found[f'shipped: {folder.name}' if folder.parent == weights else str(folder)] = folder
         except (InterflowError, AttributeError, OSError):
             continue
-    return {name: str(path) for name, path in found.items()} or {'shipped: flow': str(weights / 'flow')}
+    return {name: as_typed(path) for name, path in (found or {'shipped: flow': weights / 'flow'}).items()}
+
+
+def as_typed(path):
+    "A path as one would type it here: relative where it lies below the current folder."
+    path, here = Path(path).resolve(), Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
 def transform(zoom, across, down):
@@ -719,8 +736,8 @@ class Controls:
         self.seed = ui.BoundedIntText(description='Seed', min=0, max=2 ** 31 - 1, value=0, layout=wide())
         self.again = ui.Button(description='Draw again', tooltip='the next seed (key d on a picture)')
         self.before = choice('Left', (('true', 'true'), ('HR', 'hr'), ('difference', 'difference')), 'true')
-        self.swipe, self.zoom = slider('Swipe', 0, 100, 50, 5, '.0f'), slider('Zoom', 1, 16, 1, .25)
-        self.x, self.y = slider('→', 0, 1, .5, .02), slider('↓', 0, 1, .5, .02)
+        self.swipe, self.zoom = slider('Swipe', 0, 100, 50, 1, '.0f'), slider('Zoom', 1, 16, 1, .05)
+        self.x, self.y = slider('→', 0, 1, .5, .005), slider('↓', 0, 1, .5, .005)
         button = lambda name, what: ui.Button(description=name, tooltip=f'download {what}')
         self.picture, self.strip = button('Picture', 'the generated image, PNG'), button('Strip', 'the path over all factors, PNG')
         self.settings = button('Command', 'the command line that makes such images, text')
@@ -768,7 +785,7 @@ class Explorer:
         html = lambda name, value='': _classed(ui.HTML(value), f'itf-{name}')
         box = lambda *children, name: _classed(ui.Box(children), f'itf-{name}')
         column = lambda *children, name: _classed(ui.VBox(children), f'itf-{name}')
-        pane = lambda *children: self._focusable(box(*children, name='pane'))
+        pane = lambda *children: box(*children, name='pane')
         self.view, self.line, self.links, self.bar, self.tags = (html(name) for name in ('style', 'line', 'download', 'bar', 'tags'))
         self.images = {name: _classed(ui.Image(value=BLANK, format='png'), f'itf-{name}') for name in (*PANES, 'before')}
         self.captions = {name: html('cap') for name in ('generated', 'true', 'hr', 'difference', 'sr')}
@@ -789,10 +806,6 @@ class Explorer:
         parts = [box(side, main, name='body'), ui.HTML(f'<style>{STYLE}</style>'), self.view]
         self.panel = _classed(ui.VBox(parts, model_id=f'interflow-explorer-{self.number}'), 'itf-explorer', f'itf-{self.number}')
 
-    def _focusable(self, pane):
-        pane.tabbable = True
-        return pane
-
     def _connect(self):
         c = self.controls
         for widget in (c.model, c.folder, c.path):      # before the drawing: the range of the factors may change
@@ -808,9 +821,8 @@ class Explorer:
             button.on_click(lambda button, export=export: self._export(export))
 
     def _repr_mimebundle_(self, include=None, exclude=None):
-        said = 'the explorer: run this cell in JupyterLab to open it here, or type `interflow explore`'
         view = {'version_major': 2, 'version_minor': 0, 'model_id': self.panel.model_id}
-        return {'text/plain': said, 'application/vnd.jupyter.widget-view+json': view}
+        return {'text/plain': 'the explorer of interflow', 'application/vnd.jupyter.widget-view+json': view}
 
     # ---- what the controls do
 
@@ -979,12 +991,28 @@ def _link(name, kind, data):
     return f'<a download="{escape(name)}" href="data:{kind};base64,{base64.b64encode(data).decode()}">⤓ {escape(name)}</a>'
 
 
+def watched():
+    "Whether somebody looks at the cell's output, in a front end that can answer or on Voila's page: not where it runs to be stored."
+    from IPython import get_ipython
+    kernel = getattr(get_ipython(), 'kernel', None)
+    on_a_page = os.environ.get('SERVER_SOFTWARE', '').startswith('voila')
+    return kernel is not None and (on_a_page or bool(getattr(kernel, '_allow_stdin', True)))
+
+
 def explore(studio=None):
-    "An `Explorer`, with the script that its page needs; the last line of a cell. Raises `InterflowError` without ipywidgets."
-    explorer = Explorer(studio)
+    """An `Explorer`, with the script that its page needs; the last line of a cell.
+
+    Where nobody looks it is not made, and one line says so. Raises `InterflowError` without ipywidgets.
+    """
+    _import_widgets()
+    if started := os.environ.get('INTERFLOW_EXPLORE_IN'):      # on the page: folders are typed as seen from where the command was
+        os.chdir(started)
+    if not watched():
+        print('the explorer: run this cell in JupyterLab to open it here, or type `interflow explore`')
+        return None
     from IPython.display import HTML, display
     display(HTML(f'<script>{SCRIPT}</script>'))
-    return explorer
+    return Explorer(studio)
 
 # %% ../nbs/41_explorer.ipynb #e4100046
 CELL = 'from interflow.explorer import explore\nexplore()'
@@ -1045,9 +1073,10 @@ def serve(port=8866, browser=True, say=print, token=None):
         page = write_page(folder, token)
         add = lambda name, place: os.pathsep.join([str(place), *filter(None, [os.environ.get(name)])])
         threads = str(max(1, (os.cpu_count() or 2) // 2))      # the page and the browser want a core too
-        environment = {'OMP_NUM_THREADS': threads, **os.environ, 'JUPYTER_PATH': add('JUPYTER_PATH', Path(folder) / 'share'),
+        environment = {'OMP_NUM_THREADS': threads, **os.environ, 'INTERFLOW_EXPLORE_IN': os.getcwd(),
+                       'JUPYTER_PATH': add('JUPYTER_PATH', Path(folder) / 'share'),
                        'PYTHONPATH': add('PYTHONPATH', Path(__file__).resolve().parents[1])}
-        command = [sys.executable, '-m', 'voila', str(page), '--no-browser', f'--port={chosen}', '--Voila.log_level=WARN']
+        command = [sys.executable, '-m', 'voila', str(page), '--no-browser', f'--port={chosen}', '--Voila.log_level=ERROR']
         with subprocess.Popen(command, cwd=folder, env=environment) as server:
             try:
                 _wait_until_open(server, chosen)

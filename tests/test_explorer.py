@@ -109,7 +109,8 @@ def test_the_command_line_is_one(settings):
 
 
 @pytest.mark.parametrize('name, data', [('a.txt', b'text'), ('a.svg', b'<svg xmlns="http://www.w3.org/2000/svg"/>'), ('a.png', b''), ('a.png', file((300, 300))[:900]),
-                                        ('a.gif', file((99, 99), 'GIF', 'P')), ('a.png', file((63, 900))), ('a.tif', file((80, 80), 'TIFF', 'F')), ('a.png', bytes(20_000_001))])
+                                        ('a.gif', file((99, 99), 'GIF', 'P')), ('a.png', file((63, 900))), ('a.tif', file((80, 80), 'TIFF', 'F')),
+                                        ('a.png', bytes(20_000_001))])
 def test_bad_uploads_are_one_line(name, data):
     studio = Studio()
     with pytest.raises(InterflowError) as fault:
@@ -122,7 +123,8 @@ def test_good_uploads_are_turned_upright_and_kept_apart():
     exif[274] = 6      # the camera was held upright
     buffer = BytesIO()
     Image.effect_noise((120, 80), 60).convert('RGB').save(buffer, 'JPEG', exif=exif)
-    names = [studio.add('../../my photo.jpg', buffer.getvalue()), studio.add('my photo.png', file((70, 90), mode='RGBA')), studio.add('flower.png', file((64, 64), mode='L'))]
+    given = {'../../my photo.jpg': buffer.getvalue(), 'my photo.png': file((70, 90), mode='RGBA'), 'flower.png': file((64, 64), mode='L')}
+    names = [studio.add(name, data) for name, data in given.items()]
     assert names == ['my_photo', 'my_photo-2', 'flower-2'] and studio.pixels(names[0]).shape == (120, 80, 3)
     assert studio.hr(Part(names[1], 192)).shape == (3, 68, 68), 'as much of it as there is, in fours'
     for _ in range(5):
