@@ -8,7 +8,7 @@ OLDEST := $(shell sed -n 's/^min_python *= *//p' settings.ini)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lab prepare bench bench-full
+.PHONY: help demo test lab explorer prepare bench bench-full
 
 help:  ## this list
 	@echo 'interflow: what make can do here'
@@ -22,6 +22,9 @@ test: $(READY)  ## all tests: exports, notebooks, contracts
 
 lab: $(READY)  ## JupyterLab on the notebooks, for this machine only; it opens at the map
 	@$(BIN)/jupyter lab --ip=127.0.0.1 $(if $(filter 0,$(shell id -u)),--allow-root) $(LABFLAGS) nbs/index.ipynb
+
+explorer: $(READY)  ## the latent space to touch, in the browser, for this machine only
+	@$(BIN)/interflow explore
 
 prepare: $(READY)  ## before a commit: export the notebooks, run them, store their outputs, clean them
 	@$(BIN)/nbdev_export

@@ -1,8 +1,8 @@
 """Which factor is this shot? The trained flow's estimate and its confidence against the simulated camera's truth.
 
-    python benchmarks/factor.py [--model FOLDER | --work DIR] [--out DIR]        (DIR: runs/paths; benchmarks)
+    python benchmarks/factor.py [--model FOLDER] [--out DIR]        (defaults: data/weights/flow; benchmarks)
 
-Takes a trained flow from --model, or trains that of paths.py in --work (the same folder: it is trained once for both). The temperature is fitted on the val
+Takes a trained flow, the shipped one by default. The temperature is fitted on the val
 photographs and judged on the test photographs; the flow saw none of them. Results: factor.json, factor.txt and factor.png in --out, by default beside this file.
 """
 import argparse
@@ -12,10 +12,10 @@ import torch
 
 from interflow.camera import shoot
 from interflow.checkpoints import load_model
-from interflow.core import photographs, progress, read_image, whole_file, write_json
+from interflow.core import data_folder, photographs, progress, read_image, whole_file, write_json
 from interflow.demo import central
 from interflow.latents import factor_grid, fit_temperature, log_densities, log_posterior, summarise_posterior
-from paths import CONFIG, trained_flow
+from paths import CONFIG
 
 FACTORS = (2.1, 2.3, 2.5, 2.7, 2.9, 3.1, 3.3, 3.5, 3.75)
 LEVELS = (.1, .2, .3, .4, .5, .6, .68, .8, .9, .95)
@@ -104,11 +104,10 @@ def draw(results, path):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--model', type=Path, help='a trained flow')
-    parser.add_argument('--work', type=Path, default=Path('runs/paths'), help='without --model: the simulated scenes and the trained flow of paths.py')
+    parser.add_argument('--model', type=Path, default=data_folder() / 'weights' / 'flow', help='folder of a trained flow')
     parser.add_argument('--out', type=Path, default=Path(__file__).parent)
     given = parser.parse_args()
-    model = load_model(given.model) if given.model else trained_flow(given.work)
+    model = load_model(given.model)
     grid, measured = factor_grid(model.prior), {}
     with torch.inference_mode():
         for split in ('val', 'test'):

@@ -1,9 +1,8 @@
 """What each path makes of real latents: images at factors that the flow never saw, against the simulated camera's truth.
 
-    python benchmarks/paths.py [--work DIR] [--out DIR]        (DIR: runs/paths; benchmarks)
+    python benchmarks/paths.py [--model FOLDER] [--out DIR]        (defaults: data/weights/flow; benchmarks)
 
-Trains the demo's flow and judges it on the test photographs, of which it saw none; about ten minutes on two cores. The --work folder keeps the flow, the next call
-goes on there.
+Judges a trained flow, the shipped one by default, on the test photographs, of which it saw none; some minutes on two cores.
 Several takes of each scene, with independent noise in the photographs and in the draws: what repeats is the mean image, what does not is the noise.
 Results: paths.json, paths.txt and paths.png in --out, by default beside this file.
 """
@@ -15,13 +14,12 @@ from pathlib import Path
 import torch
 
 from interflow.camera import shoot
-from interflow.core import make_generator, photographs, progress, read_image, whole_file, write_json
-from interflow.data import simulate
+from interflow.checkpoints import load_model
+from interflow.core import data_folder, make_generator, photographs, progress, read_image, whole_file, write_json
 from interflow.demo import DemoConfig, central
 from interflow.generation import blend_pixels
 from interflow.metrics import luma, mtf50, noise_by_brightness, noise_spectrum, transfer
 from interflow.paths import NEEDS, bridge, correlation, preserving_weights, source, travel
-from interflow.training import train_flow
 
 CONFIG, TAKES = DemoConfig(), 4
 LOW, HIGH = CONFIG.trained
@@ -161,18 +159,12 @@ def curves(scenes):
     return {name: {'spectrum': [(frequency / 2).tolist(), mean(name, 'spectrum')], 'brightness': [(level * 255).tolist(), mean(name, 'brightness')]} for name in ROWS}
 
 
-def trained_flow(work):
-    "The demo's flow, trained in the folder `work`; a finished training is only read."
-    train = simulate(photographs('train'), work / 'data' / 'train', CONFIG.trained, CONFIG.camera, CONFIG.seed)
-    return train_flow(train, work / 'flow', CONFIG.model, CONFIG.flow, CONFIG.loss, 'cpu')[0].eval()
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--work', type=Path, default=Path('runs/paths'), help='the simulated scenes and the trained flow')
+    parser.add_argument('--model', type=Path, default=data_folder() / 'weights' / 'flow', help='folder of a trained flow')
     parser.add_argument('--out', type=Path, default=Path(__file__).parent)
     given = parser.parse_args()
-    model = trained_flow(given.work)
+    model = load_model(given.model)
     with torch.inference_mode():
         judged = [judge_scene(model, path) for path in progress(photographs('test'), description='judge', unit='scene')]
     scenes, found = zip(*judged)
