@@ -13,8 +13,8 @@ DERIVED = ('relative_position_index', 'attn_mask')      # computed from the sett
 def reference(name):
     """(state dict, arrays) of the network `name`: 'vdsr', 'rcan', 'swinir', 'liif_rdn', ... as in the files' names.
 
-    The state dict has the published names; the arrays are those of the file, `x` and `y` among them. Derived buffers, which a loader must ignore
-    or rebuild, are zeros. Tensors are shared between calls: do not change them in place.
+    The state dict has the published names; the arrays are those of the file, `x` and `y` among them. Derived buffers, which a loader must
+    ignore or rebuild, are zeros. Tensors are shared between calls: do not change them in place.
     """
     state, arrays = _read(name)
     return dict(state), dict(arrays)

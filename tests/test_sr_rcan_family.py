@@ -15,7 +15,8 @@ from interflow.sr.rcan import RCAN, RCANConfig
 from interflow.sr.vdsr import VDSR, VDSRConfig
 from sr_reference import reference
 
-NETS = {'vdsr': (VDSR, VDSRConfig, vdsr.from_published, 1), 'rcan': (RCAN, RCANConfig, rcan.from_published, 4), 'han': (HAN, HANConfig, han.from_published, 4)}
+NETS = {'vdsr': (VDSR, VDSRConfig, vdsr.from_published, 1), 'rcan': (RCAN, RCANConfig, rcan.from_published, 4),
+        'han': (HAN, HANConfig, han.from_published, 4)}      # the last: the smallest side
 every_network = pytest.mark.parametrize('name', NETS)
 
 
@@ -147,8 +148,8 @@ def test_inference_leaves_training_possible(name):
     net(lr).sum().backward()
 
 
-@pytest.mark.parametrize('settings', [(VDSRConfig, dict(channels=0)), (VDSRConfig, dict(layers=1)), (VDSRConfig, dict(start=0.)), (HANConfig, dict(groups=0)),
-                                      (HANConfig, dict(channels=30)), (HANConfig, dict(gamma=math.inf)), (RCANConfig, dict(reduction=0))])
+@pytest.mark.parametrize('settings', [(VDSRConfig, dict(channels=0)), (VDSRConfig, dict(layers=1)), (VDSRConfig, dict(start=0.)),
+                                      (HANConfig, dict(groups=0)), (HANConfig, dict(channels=30)), (HANConfig, dict(gamma=math.inf)), (RCANConfig, dict(reduction=0))])
 def test_impossible_settings_are_refused(settings):
     config, changes = settings
     assert config.__name__.removesuffix('Config') in fault_of(lambda: config(**changes))
@@ -191,7 +192,8 @@ def test_han_without_gamma_uses_both_its_branches_plainly():
     net, features = tiny('han', gamma=0.), torch.rand(1, 3, 32, 6, 7, generator=make_generator(0))
     assert torch.equal(net.layer_attention(features), features) and torch.equal(net.channel_spatial(features[:, 0]), features[:, 0])
     outputs = net.trunk(features[:, 0])
-    assert torch.equal(outputs[:, 0], net.last(outputs[:, 1])) and torch.equal(outputs[:, 2], net.groups[0](features[:, 0])), 'the newest first'
+    assert torch.equal(outputs[:, 0], net.last(outputs[:, 1])), 'the newest first'
+    assert torch.equal(outputs[:, 2], net.groups[0](features[:, 0]))
 
 
 # ---------------------------------------------------------------- the pieces
@@ -208,7 +210,8 @@ def test_a_residual_block_is_its_formula():
     torch.manual_seed(0)
     block, x = parts.ResidualBlock(8, scale=.3), torch.randn(2, 8, 5, 7)
     kept = x.clone()
-    assert torch.allclose(block(x), x + .3 * block.second(block.first(x).relu()), atol=1e-6) and torch.equal(x, kept), 'the input is left alone'
+    assert torch.allclose(block(x), x + .3 * block.second(block.first(x).relu()), atol=1e-6)
+    assert torch.equal(x, kept), 'the input is left alone'
 
 
 def test_an_upsampler_lays_channels_out_as_squares():
@@ -248,7 +251,8 @@ def test_loading_is_all_or_nothing():
     names = {name: f'theirs.{name}' for name in net.state_dict()}
     state = {theirs: torch.full_like(net.state_dict()[ours], 2) for ours, theirs in names.items()}
     before = {name: value.clone() for name, value in net.state_dict().items()}
-    for wrong in ({**state, 'theirs.1.bias': torch.zeros(5)}, {**state, 'theirs.1.running_var': torch.full((4,), math.inf)}, {**state, 'more': torch.zeros(1)}, {}):
+    for change in ({'theirs.1.bias': torch.zeros(5)}, {'theirs.1.running_var': torch.full((4,), math.inf)}, {'more': torch.zeros(1)}, None):
+        wrong = {} if change is None else {**state, **change}
         assert fault_of(parts.load_published, net, wrong, names, 'published X').startswith('published X: ')
         assert net.training and all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
     assert parts.load_published(net, {**state, 'more': torch.zeros(1)}, names, 'published X', ignore=('more', 'absent')) is net

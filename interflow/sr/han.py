@@ -21,7 +21,8 @@ from .rcan import Group, RCANConfig, published_config, published_name
 class LayerAttention(nn.Module):
     """Lets the outputs of a network's groups look at each other: (B, N, C, H, W) -> the same shape (Niu et al. 2020, eq. 3 to 5).
 
-    As published: weights fall with the inner product, so each looks at those that it resembles least. `gamma`, what that counts for at the start, is trained.
+    As published: weights fall with the inner product, so each looks at those that it resembles least. `gamma`, what that counts for at the
+    start, is trained.
     """
 
     def __init__(self, gamma=0.):

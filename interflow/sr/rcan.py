@@ -54,8 +54,8 @@ class RCANConfig:
 
     def __post_init__(self):
         if min(self.channels, self.groups, self.blocks, self.reduction) < 1 or self.channels % self.reduction:
-            raise InterflowError(f'{type(self).__name__[:-6]} settings: {self.channels} channels, {self.groups} groups, {self.blocks} blocks, reduction {self.reduction}; '
-                                 'give positive numbers, and channels that the reduction divides')
+            raise InterflowError(f'{type(self).__name__[:-6]} settings: {self.channels} channels, {self.groups} groups, {self.blocks} blocks, '
+                                 f'reduction {self.reduction}; give positive numbers, and channels that the reduction divides')
 
     @classmethod
     def paper(cls):
@@ -115,7 +115,10 @@ def published_name(name, config):
 
 
 def published_config(state_dict, label, make=RCANConfig):
-    "The settings of the network that has these published weights, `make(channels, groups, blocks, reduction)`; `InterflowError`, begun with `label`, if none."
+    """The settings of the network that has these published weights: `make(channels, groups, blocks, reduction)`.
+
+    Raises `InterflowError`, begun with `label`, when the weights are not those of such a trunk.
+    """
     try:
         squeeze, channels = state_dict['body.0.body.0.body.3.conv_du.0.weight'].shape[:2]
     except (KeyError, ValueError):
