@@ -870,7 +870,7 @@ class Explorer:
             words = json.loads(text)
             for widget, name in ((c.zoom, 'zoom'), (c.x, 'across'), (c.y, 'down'), (c.swipe, 'swipe')):
                 if name in words and math.isfinite(value := float(words[name])):
-                    widget.value = min(max(value, widget.min), widget.max)
+                    widget.value = value      # which keeps it within its bounds
             if 'hello' in words:
                 self._hear()
             if 'again' in words and not c.again.disabled:
