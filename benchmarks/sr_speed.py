@@ -5,7 +5,7 @@
 For each network: the paper's size makes an image of 256x256 (without gradients), and the tiny size takes one training step (batch 4, patch 64, Adam). The unit is the
 plain convolution of this machine, 3x3, 64 -> 64 channels, 256x256, run before and after each measured call; for a training step its forward and backward pass.
 Each figure is the median of the rounds. Multiplications are those that our code computes in convolutions and matrix products, attention included; additions, gathers,
-norms and pixel-wise products count as none, so a network that lives on them has a low rate. Networks of arbitrary scale see 85x85 pixels, a third, for 256x256; in
+norms and pixel-wise products count as none, so a network that lives on them has a low rate. With one thread, seconds are those of the processor. Networks of arbitrary scale see 85x85 pixels, a third, for 256x256; in
 training 64x64 pixels and 4096 queries. float32, one thread unless told otherwise. Results in DIR: sr_speed.json, sr_speed.txt, sr_speed.png.
 """
 import argparse
@@ -88,18 +88,22 @@ def count(call):
     return counter.get_total_flops() // 2
 
 
-def clock(call):
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
+def clock(call, times=1):
+    "Seconds of a call, the mean of some: of the processor where one thread works, so that a busy machine disturbs little; of the wall otherwise."
+    now = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+    start = now()
+    for _ in range(times):
+        call()
+    return (now() - start) / times
 
 
 def measure(call, unit, rounds):
-    "How long a call takes, s, and in units: medians of rounds, in each of which the unit runs before and after."
-    call(), unit()
-    seconds, units = [], []
+    "How long a call takes, s, and in units: medians of rounds, in each of which the unit runs before and after, all for about as long."
+    unit(), call()
+    seconds, units, ratio = [], [], clock(call) / clock(unit)
+    times, unit_times = max(1, round(1 / ratio)), min(max(1, round(ratio / 2)), 10)
     for _ in range(rounds):
-        before, own, after = clock(unit), clock(call), clock(unit)
+        before, own, after = clock(unit, unit_times), clock(call, times), clock(unit, unit_times)
         seconds.append(own)
         units.append(2 * own / (before + after))
     return median(seconds), median(units), [min(units), max(units)]

@@ -225,7 +225,8 @@ class SwinIR(nn.Module):
         "(B, 3, H, W) -> (B, 3, H, W)."
         check_lr(lr)
         image = reflect_to_multiple(lr - self.mean, 4 * self.config.window)
-        shallow = self.head(F.pixel_unshuffle(image, 4))
+        folded = F.pixel_unshuffle(image, 4).contiguous(memory_format=torch.channels_last)      # as tokens are stored; so it stays up to the output
+        shallow = self.head(folded)
         deep = F.leaky_relu(self.before_up(shallow + self.last(self._attend(shallow))), .01)
         out = self.tail(self.up(deep))
         if self.config.global_residual:
