@@ -25,6 +25,7 @@ import os
 import re
 import secrets
 import shlex
+import signal
 import socket
 import subprocess
 import sys
@@ -1069,6 +1070,8 @@ def serve(port=8866, browser=True, say=print, token=None):
     if missing := [name for name in ('voila', 'ipywidgets', 'ipykernel') if find_spec(name) is None]:
         raise InterflowError(f'the explorer: {" and ".join(missing)} not installed; pip install "interflow[explorer]"')
     token, chosen = secrets.token_urlsafe(16) if token is None else token, free_port(port)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)      # whoever ends this ends the server too
     with tempfile.TemporaryDirectory(prefix='interflow-explorer-') as folder:
         page = write_page(folder, token)
         add = lambda name, place: os.pathsep.join([str(place), *filter(None, [os.environ.get(name)])])
