@@ -40,7 +40,7 @@ bench-full: $(READY)  ## the same, with torch.compile and a 2048x1536 scene
 
 # One notebook: run and stored, or left as it was and named.
 STORE = $(BIN)/jupyter-nbconvert --to notebook --execute --inplace --log-level=ERROR \
-	  --ExecutePreprocessor.timeout=600 --ExecutePreprocessor.extra_arguments=--log-level=ERROR "$$0" \
+	  --ExecutePreprocessor.timeout=600 --ExecutePreprocessor.store_widget_state=False --ExecutePreprocessor.extra_arguments=--log-level=ERROR "$$0" \
 	  && echo "ran $$0" || { echo "make: $$0 does not run" >&2; exit 1; }
 
 # The mark is made last: an installation that was cut off is begun again, a whole one is not repeated.

@@ -12,9 +12,10 @@ import torch
 
 from interflow.camera import shoot
 from interflow.checkpoints import load_model
-from interflow.core import data_folder, photographs, progress, read_image, whole_file, write_json
+from interflow.core import data_folder, make_generator, photographs, progress, read_image, whole_file, write_json
 from interflow.demo import central
 from interflow.latents import factor_grid, fit_temperature, log_densities, log_posterior, summarise_posterior
+from interflow.losses import dequantise
 from paths import CONFIG
 
 FACTORS = (2.1, 2.3, 2.5, 2.7, 2.9, 3.1, 3.3, 3.5, 3.75)
@@ -27,7 +28,8 @@ def scene_densities(model, path, grid):
     photo = read_image(path)
     cond = model.condition(central(photo)[None])
     shots = (central(shoot(photo, factor, CONFIG.camera, CONFIG.seed, path.stem)) for factor in FACTORS)
-    return torch.cat([log_densities(model.prior, model.encode(shot[None], cond)[0], grid) for shot in shots]), cond.shape[-2] * cond.shape[-1]
+    dequantised = (dequantise(shot[None], make_generator(CONFIG.seed, 'bits', path.stem, k)) for k, shot in enumerate(shots))
+    return torch.cat([log_densities(model.prior, model.encode(shot, cond)[0], grid) for shot in dequantised]), cond.shape[-2] * cond.shape[-1]
 
 
 def covered(log_probs, grid, temperature, truth):

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from .core import InterflowError, check_image
+from .losses import dequantise
 from .paths import place
 from .prior import transport_map
 
@@ -102,11 +103,12 @@ def factor_grid(prior, beyond=0., count=331):
 
 
 @torch.no_grad()
-def estimate_factor(model, lr, hr, temperature, level=.95, beyond=0.):
+def estimate_factor(model, lr, hr, temperature, level=.95, beyond=0., generator=None):
     """The factors of `lr` given `hr`, both (B, 3, H, W) in [0, 1] on one grid: a `FactorEstimate` with credible intervals of `level`.
 
     `temperature` of `fit_temperature`, for this model and images about this large: without it no interval would mean anything.
-    `beyond` so many factors outside the trained range are thought possible too. Raises `InterflowError` for a model with one trained
+    `beyond` so many factors outside the trained range are thought possible too. The flow was trained on dequantised images, so `lr` is dequantised
+    here; `generator`, on the images' device, decides how. Raises `InterflowError` for a model with one trained
     factor, images that do not fit, a factor beyond `model.prior.span()`, a temperature or level that is none.
     """
     grid = factor_grid(model.prior, beyond)
@@ -114,7 +116,7 @@ def estimate_factor(model, lr, hr, temperature, level=.95, beyond=0.):
         raise InterflowError(f'temperature {temperature}, level {level}: give a finite temperature above 0 and a level between 0 and 1')
     if check_image(lr, 'lr').shape != check_image(hr, 'hr').shape or lr.ndim != 4:
         raise InterflowError(f'lr has shape {tuple(lr.shape)}, hr {tuple(hr.shape)}; give both as (B, 3, H, W) on the same grid')
-    z, _ = model.encode(lr, model.condition(hr))
+    z, _ = model.encode(dequantise(lr, generator), model.condition(hr))      # as stored, latents would be too short: see room 42
     return summarise_posterior(log_densities(model.prior, z, grid, extrapolate=beyond > 0), grid, temperature, level)
 
 # %% ../nbs/40_latents.ipynb #5a10c002
