@@ -2,11 +2,15 @@
 
     python benchmarks/sr_speed.py [--rounds 5] [--threads N] [--only NAME ...] [--out DIR]
 
-For each network: the paper's size makes an image of 256x256 (without gradients), and the tiny size takes one training step (batch 4, patch 64, Adam). The unit is the
-plain convolution of this machine, 3x3, 64 -> 64 channels, 256x256, run before and after each measured call; for a training step its forward and backward pass.
-Each figure is the median of the rounds. Multiplications are those that our code computes in convolutions and matrix products, attention included; additions, gathers,
-norms and pixel-wise products count as none, so a network that lives on them has a low rate. With one thread, seconds are those of the processor. Networks of arbitrary scale see 85x85 pixels, a third, for 256x256; in
-training 64x64 pixels and 4096 queries. float32, one thread unless told otherwise. Results in DIR: sr_speed.json, sr_speed.txt, sr_speed.png.
+For each network: the paper's size makes an image of 256x256 (without gradients), and the tiny size takes one training step (batch 4,
+patch 64, Adam). The unit is the plain convolution of this machine, 3x3, 64 -> 64 channels, 256x256, run before and after each measured
+call; for a training step its forward and backward pass. Multiplications are those that our code computes in convolutions and matrix
+products, attention included; additions, gathers, norms and pixel-wise products count as none, so a network that lives on them has a low
+rate. Networks of arbitrary scale see 85x85 pixels, a third, for 256x256; in training 64x64 pixels and 4096 queries. float32; one thread
+unless told otherwise, and then seconds are those of the processor.
+
+"rate" is the median of the rounds. "best" sets the fastest run against the fastest unit of the whole run: other work on the machine slows
+the unit, whose maps are large, more than most networks, and flatters them. Results in DIR: sr_speed.json, sr_speed.txt, sr_speed.png.
 """
 import argparse
 import os
@@ -82,14 +86,14 @@ def _parameters(net):
 
 
 def count(call):
-    "Multiplications of a call in convolutions and matrix products. The counter knows no fused attention, which therefore runs as two products meanwhile."
+    "Multiplications of a call. The counter knows no fused attention, which therefore runs as two products meanwhile."
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         call()
     return counter.get_total_flops() // 2
 
 
 def clock(call, times=1):
-    "Seconds of a call, the mean of some: of the processor where one thread works, so that a busy machine disturbs little; of the wall otherwise."
+    "Seconds of a call, a mean: of the processor where one thread works, which a busy machine disturbs little; else of the wall."
     now = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     start = now()
     for _ in range(times):
@@ -98,15 +102,14 @@ def clock(call, times=1):
 
 
 def measure(call, unit, rounds):
-    "How long a call takes, s, and in units: medians of rounds, in each of which the unit runs before and after, all for about as long."
+    "Seconds of a call and of the unit, and the call in units: lists by round. The unit runs before and after, for about as long."
     unit(), call()
-    seconds, units, ratio = [], [], clock(call) / clock(unit)
-    times, unit_times = max(1, round(1 / ratio)), min(max(1, round(ratio / 2)), 10)
+    ratio = clock(call) / clock(unit)
+    times, unit_times, rows = max(1, round(1 / ratio)), min(max(1, round(ratio / 2)), 10), []
     for _ in range(rounds):
         before, own, after = clock(unit, unit_times), clock(call, times), clock(unit, unit_times)
-        seconds.append(own)
-        units.append(2 * own / (before + after))
-    return median(seconds), median(units), [min(units), max(units)]
+        rows.append((own, min(before, after), 2 * own / (before + after)))
+    return zip(*rows)
 
 
 def operations(call):
@@ -122,9 +125,10 @@ def row(name, kind, unit, unit_macs, rounds):
     "All that is known of one network's call."
     call, parameters = {'forward': forward_call, 'step': step_call}[kind](name)
     macs = count(call)
-    seconds, units, span = measure(call, unit, rounds)
-    return {'network': name, 'call': kind, 'parameters': parameters, 'macs': macs, 'seconds': round(seconds, 4), 'units': round(units, 2),
-            'rate': round(macs / unit_macs / units, 3), 'rates': [round(macs / unit_macs / value, 3) for value in span[::-1]], 'operations': operations(call)}
+    seconds, unit_seconds, units = measure(call, unit, rounds)
+    return {'network': name, 'call': kind, 'parameters': parameters, 'macs': macs, 'seconds': median(seconds), 'units': median(units),
+            'rate': macs / unit_macs / median(units), 'rates': [macs / unit_macs / value for value in units],
+            'fastest': min(seconds), 'fastest unit': min(unit_seconds), 'operations': operations(call)}
 
 
 def run(names, rounds):
@@ -139,29 +143,40 @@ def run(names, rounds):
             except ImportError as fault:
                 missing[name] = str(fault)
                 continue
-            print(line(rows[-1]), file=sys.stderr, flush=True)
-    seconds = {kind: median(clock(call) for _ in range(2 * rounds + 1)) for kind, call in units.items()}
-    return {'torch': torch.__version__, 'threads': torch.get_num_threads(), 'rounds': rounds,
-            'unit': {kind: {'macs': unit_macs[kind], 'seconds': round(seconds[kind], 4)} for kind in CALLS}, 'rows': rows, 'missing': missing}
+            print(name, kind, file=sys.stderr, flush=True)
+    fastest = {kind: min(row['fastest unit'] for row in rows if row['call'] == kind) for kind in CALLS}
+    for one in rows:
+        one['best'] = one['macs'] / unit_macs[one['call']] * fastest[one['call']] / one['fastest']
+    unit = {kind: {'macs': unit_macs[kind], 'fastest': fastest[kind]} for kind in CALLS}
+    return _rounded({'torch': torch.__version__, 'threads': torch.get_num_threads(), 'rounds': rounds, 'unit': unit, 'rows': rows,
+                     'missing': missing})
+
+
+def _rounded(value):
+    "The same with floats of four digits."
+    if isinstance(value, dict):
+        return {key: _rounded(each) for key, each in value.items()}
+    return [_rounded(each) for each in value] if isinstance(value, list) else float(f'{value:.4g}') if isinstance(value, float) else value
 
 
 def line(row):
-    "One call as a line for people; a low rate is followed by where the time goes."
-    text = f'{row["network"]:22}{row["call"]:9}{row["parameters"]:>12,}{row["macs"] / 1e9:>10.2f}{row["seconds"]:>10.3f}{row["units"]:>9.2f}{row["rate"]:>8.0%}'
-    low = ', '.join(f'{name} {share:.0%}' for name, share in row['operations'].items())
-    return f'{text}  {"<" if row["rate"] < LIMIT else " "} {low}'
+    "One call as a line for people; a low rate is marked."
+    low, where = min(row['rate'], row['best']) < LIMIT, ', '.join(f'{name} {share:.0%}' for name, share in row['operations'].items())
+    return (f'{row["network"]:22}{row["call"]:9}{row["parameters"]:>11,}{row["macs"] / 1e9:>9.2f}{row["fastest"]:>9.3f}{row["units"]:>8.2f}'
+            f'{row["rate"]:>7.0%}{row["best"]:>7.0%} {"<" if low else " "} {where}')
 
 
 def table(result):
     "The result as lines for people."
-    unit = result['unit']
+    unit = {kind: f'{unit["macs"] / 1e9:.2f} G mult. in {unit["fastest"]:.3f} s' for kind, unit in result['unit'].items()}
     return '\n'.join([
-        f'{"network":22}{"call":9}{"parameters":>12}{"G mult.":>10}{"seconds":>10}{"units":>9}{"rate":>8}    time by operation', *(line(row) for row in result['rows']),
+        f'{"network":22}{"call":9}{"parameters":>11}{"G mult.":>9}{"seconds":>9}{"units":>8}{"rate":>7}{"best":>7}   time by operation',
+        *(line(row) for row in result['rows']),
         *(f'{name}: not measured, {why}' for name, why in result['missing'].items()),
-        f'unit: 3x3 convolution, 64 -> 64 channels, {SIZE}x{SIZE}, {result["threads"]} thread(s), torch {result["torch"]}: {unit["forward"]["macs"] / 1e9:.2f} G mult. in '
-        f'{unit["forward"]["seconds"]:.3f} s; with both gradients {unit["step"]["macs"] / 1e9:.2f} G in {unit["step"]["seconds"]:.3f} s',
-        f'forward: paper, an image of {SIZE}x{SIZE} (arbitrary scale: from {SHRUNK}x{SHRUNK}); step: tiny, batch {BATCH}, patch {PATCH}; '
-        f'rate: multiplications a second over those of the unit, median of {result["rounds"]} rounds; <: below {LIMIT:.0%}'])
+        f'unit: 3x3 convolution, 64 -> 64 channels, {SIZE}x{SIZE}: {unit["forward"]}; with both gradients {unit["step"]}',
+        f'{result["threads"]} thread(s), torch {result["torch"]}, {result["rounds"]} rounds; seconds: of the fastest; units, rate: medians; '
+        f'<: below {LIMIT:.0%}',
+        f'forward: paper, an image of {SIZE}x{SIZE} (arbitrary scale: from {SHRUNK}x{SHRUNK}); step: tiny, batch {BATCH}, patch {PATCH}'])
 
 
 def draw(result, path):
@@ -171,13 +186,13 @@ def draw(result, path):
     names = list(dict.fromkeys(row['network'] for row in result['rows']))
     for i, (kind, label, colour) in enumerate(zip(CALLS, (f'paper, {SIZE}x{SIZE}', 'tiny, a training step'), ('tab:blue', '0.6'))):
         rows = [row for row in result['rows'] if row['call'] == kind]
-        places, rates = [names.index(row['network']) + .4 * i - .2 for row in rows], [row['rate'] for row in rows]
-        spread = [[abs(row['rate'] - end) for row, end in zip(rows, ends)] for ends in zip(*(row['rates'] for row in rows))]
-        axis.bar(places, rates, .38, yerr=spread, color=colour, label=label, error_kw={'lw': .8, 'ecolor': '0.3'})
+        places = [names.index(row['network']) + .4 * i - .2 for row in rows]
+        axis.bar(places, [row['best'] for row in rows], .38, color=colour, label=label)
+        axis.plot(places, [row['rate'] for row in rows], 'k_', ms=7, label='median of the rounds' if i else None)
     axis.axhline(1, color='k', lw=.8)
     axis.axhline(LIMIT, color='tab:red', lw=.8, ls='--')
     axis.set_xticks(range(len(names)), [name.replace('_', '\n', 1) for name in names], fontsize=8)
-    axis.set(ylabel='rate, of a plain convolution', title='multiplications a second')
+    axis.set(ylabel='rate, of a plain convolution', title='multiplications a second, best run')
     axis.legend(fontsize=8)
     figure.savefig(path, dpi=96, format='png')
 
@@ -186,13 +201,13 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--rounds', type=int, default=5, help='of each measurement; the median counts')
     parser.add_argument('--threads', type=int, default=1, help='of PyTorch')
-    parser.add_argument('--only', nargs='+', choices=VARIANTS, default=list(VARIANTS), metavar='NAME', help='these networks alone; nothing is written')
+    parser.add_argument('--only', nargs='+', choices=VARIANTS, metavar='NAME', help='these networks alone; nothing is written')
     parser.add_argument('--out', type=Path, default=Path(__file__).parent, help='folder for the results')
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    result = run(arguments.only, arguments.rounds)
+    result = run(arguments.only or VARIANTS, arguments.rounds)
     print(table(result))
-    if arguments.only == list(VARIANTS):
+    if not arguments.only:
         write_json(arguments.out / 'sr_speed.json', result)
         with whole_file(arguments.out / 'sr_speed.txt') as temporary:
             temporary.write_text(table(result) + '\n')

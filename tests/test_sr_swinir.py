@@ -9,7 +9,8 @@ from torch.nn import functional as F
 
 from interflow.core import InterflowError, make_generator
 from interflow.sr import swinir
-from interflow.sr.swinir import SwinBlock, SwinIR, SwinIRConfig, WindowAttention, from_published, from_windows, reflect_to_multiple, to_windows, window_mask
+from interflow.sr.swinir import (SwinBlock, SwinIR, SwinIRConfig, WindowAttention, from_published, from_windows,
+                                 reflect_to_multiple, to_windows, window_mask)
 from sr_reference import DERIVED, reference
 
 LABEL = 'published SwinIR weights: '
@@ -155,7 +156,8 @@ def test_reflection_is_that_of_torch_where_torch_can():
     assert torch.equal(reflect_to_multiple(torch.ones(3, 1, 1), 4), torch.ones(3, 4, 4))
 
 
-@pytest.mark.parametrize('make', [lambda: tiny()(image(3, 8, 8)), lambda: tiny()(image(1, 1, 8, 8)), lambda: tiny()(torch.zeros(1, 3, 8, 8, dtype=torch.uint8)), lambda: tiny(heads=5),
+@pytest.mark.parametrize('make', [lambda: tiny()(image(3, 8, 8)), lambda: tiny()(image(1, 1, 8, 8)),
+                                  lambda: tiny()(torch.ones(1, 3, 8, 8).byte()), lambda: tiny(heads=5),
                                   lambda: tiny(window=1), lambda: tiny(drop_path=1.), lambda: tiny(groups=0)])
 def test_faults(make):
     with pytest.raises(InterflowError) as fault:

@@ -24,7 +24,8 @@ from .parts import RGB_MEAN, Upsampler, check_lr, conv, load_published
 def to_windows(x, window, shift=0):
     """Cut a map into windows, row by row: (B, H, W, C) -> (B * windows, window * window, C); `window` divides H and W.
 
-    With `shift` the map is first rolled up and left by so many tokens, which moves the windows down and right. Source: Liu et al. 2021, section 3.2.
+    With `shift` the map is first rolled up and left by so many tokens, which moves the windows down and right.
+    Source: Liu et al. 2021, section 3.2.
     """
     batch, height, width, channels = x.shape
     if shift:
@@ -50,16 +51,17 @@ def _apart(height, width, window, shift):
 
 
 def window_mask(height, width, window, shift, like):
-    """What to add to the scores of shifted windows, so that ends of the map which a roll has joined stay apart: (windows, 1, N, N) of 0 and -inf.
+    """What to add to the scores of shifted windows, so that ends of the map stay apart: (windows, 1, N, N) of 0 and -inf.
 
-    `height`, `width` of the map in tokens, multiples of `window`; N = window * window; of the dtype and on the device of `like`. The pattern is kept for each size.
+    `height`, `width` of the map in tokens, multiples of `window`; N = window * window; of the dtype and on the device of `like`.
+    The pattern is kept for each size.
     """
     apart = torch.from_numpy(_apart(height, width, window, shift)).to(like.device)
     return like.new_zeros(apart.shape).masked_fill(apart, -torch.inf)[:, None]
 
 # %% ../../nbs/26_sr.swinir.ipynb #e452a54c
 def relative_index(window):
-    "Where in a table of (2 * window - 1)^2 relative positions each pair of a window's tokens looks: (N, N) of query and key, N = window * window."
+    "Where in a table of (2 * window - 1)^2 relative positions each pair of tokens looks: (N, N) of query and key, N = window * window."
     place = torch.arange(window)
     apart = place[:, None] - place + window - 1                                            # of query and key along one axis, from 0
     index = apart[:, None, :, None] * (2 * window - 1) + apart[None, :, None, :]           # query row, query column, key row, key column
@@ -106,7 +108,7 @@ def _small(*layers):
 
 # %% ../../nbs/26_sr.swinir.ipynb #2e0e02e3
 def drop_path(x, rate):
-    "Zero whole samples with probability `rate`, the others divided by 1 - `rate`: (B, ...) -> the same shape; draws from torch's global generator."
+    "Zero whole samples with probability `rate`, divide the others by 1 - `rate`: (B, ...) -> the same; draws from torch's generator."
     if rate == 0:
         return x
     kept = x.new_empty(len(x), *[1] * (x.ndim - 1)).bernoulli_(1 - rate)
@@ -114,7 +116,7 @@ def drop_path(x, rate):
 
 
 class SwinBlock(nn.Module):
-    "Attention in windows, then a network on each token, each with a norm and a residual: (B, H, W, C) -> the same shape (Liu et al. 2021, eq. 3)."
+    "Attention in windows, then a network on each token, each with norm and residual: (B, H, W, C) -> the same (Liu et al. 2021, eq. 3)."
 
     def __init__(self, config, shifted, rate):
         super().__init__()
@@ -138,7 +140,7 @@ class SwinBlock(nn.Module):
 
 
 class SwinGroup(nn.Module):
-    "Blocks, every second one shifted, a convolution, and a residual around them: (B, H, W, C) -> the same shape (Liang et al. 2021, eq. 5)."
+    "Blocks, every second one shifted, a convolution, a residual around them: (B, H, W, C) -> the same (Liang et al. 2021, eq. 5)."
 
     def __init__(self, config, rates):
         super().__init__()
@@ -168,10 +170,11 @@ class SwinIRConfig:
 
     def __post_init__(self):
         if min(self.channels, self.groups, self.blocks, self.heads, self.ratio, self.tail) < 1 or self.channels % self.heads:
-            raise InterflowError(f'SwinIR settings: {self.channels} channels, {self.groups} groups, {self.blocks} blocks, {self.heads} heads, ratio {self.ratio}, '
-                                 f'tail {self.tail}; give positive numbers, and channels that the heads divide')
+            raise InterflowError(f'SwinIR settings: {self.channels} channels, {self.groups} groups, {self.blocks} blocks, '
+                                 f'{self.heads} heads, ratio {self.ratio}, tail {self.tail}; give positive numbers, and channels that the heads divide')
         if self.window < 2 or not 0 <= self.drop_path < 1:
-            raise InterflowError(f'SwinIR settings: window {self.window}, drop-path {self.drop_path}; give a window of 2 or more tokens, and a rate from 0 to below 1')
+            raise InterflowError(f'SwinIR settings: window {self.window}, drop-path {self.drop_path}; '
+                                 'give a window of 2 or more tokens, and a rate from 0 to below 1')
 
     @classmethod
     def paper(cls):
@@ -187,7 +190,8 @@ class SwinIRConfig:
 def reflect_to_multiple(image, multiple):
     """Mirror the lower and right border, its last row and column not repeated, until height and width are multiples of `multiple`.
 
-    `image` (..., H, W) of any size from one pixel on -> (..., H', W'); crop back with `[..., :H, :W]`. Where `torch.nn.functional.pad` can reflect, it gives the same.
+    `image` (..., H, W) of any size from one pixel on -> (..., H', W'); crop back with `[..., :H, :W]`.
+    Where `torch.nn.functional.pad` can reflect, it gives the same.
     """
     for axis in (-2, -1):
         size = image.shape[axis]
@@ -200,8 +204,8 @@ def reflect_to_multiple(image, multiple):
 class SwinIR(nn.Module):
     """SwinIR on one pixel grid: `net(lr) -> sr`, (B, 3, H, W) in [0, 1] -> (B, 3, H, W), not clipped.
 
-    Any height and width from 1 on. In training mode drop-path draws from torch's global generator. Raises `InterflowError` for other shapes.
-    Source: Liang et al. 2021, figure 2, with `pixel_unshuffle(4)` in front.
+    Any height and width from 1 on. In training mode drop-path draws from torch's global generator.
+    Raises `InterflowError` for other shapes. Source: Liang et al. 2021, figure 2, with `pixel_unshuffle(4)` in front.
     """
 
     def __init__(self, config=SwinIRConfig()):
@@ -225,7 +229,7 @@ class SwinIR(nn.Module):
         "(B, 3, H, W) -> (B, 3, H, W)."
         check_lr(lr)
         image = reflect_to_multiple(lr - self.mean, 4 * self.config.window)
-        folded = F.pixel_unshuffle(image, 4).contiguous(memory_format=torch.channels_last)      # as tokens are stored; so it stays up to the output
+        folded = F.pixel_unshuffle(image, 4).contiguous(memory_format=torch.channels_last)      # as tokens are; it stays so to the end
         shallow = self.head(folded)
         deep = F.leaky_relu(self.before_up(shallow + self.last(self._attend(shallow))), .01)
         out = self.tail(self.up(deep))
@@ -242,9 +246,10 @@ class SwinIR(nn.Module):
         return self.norm_out(x).permute(0, 3, 1, 2)
 
 # %% ../../nbs/26_sr.swinir.ipynb #f9606e53
-_BLOCK = {'norm1': 'norm1', 'norm2': 'norm2', 'attention.qkv': 'attn.qkv', 'attention.out': 'attn.proj', 'first': 'mlp.fc1', 'second': 'mlp.fc2'}
-_OUTER = {'head': 'conv_first', 'norm_in': 'patch_embed.norm', 'norm_out': 'norm', 'last': 'conv_after_body', 'before_up': 'conv_before_upsample.0',
-          'up.0': 'upsample.0', 'up.2': 'upsample.2', 'tail': 'conv_last'}
+_BLOCK = {'norm1': 'norm1', 'norm2': 'norm2', 'attention.qkv': 'attn.qkv', 'attention.out': 'attn.proj',
+          'first': 'mlp.fc1', 'second': 'mlp.fc2'}
+_OUTER = {'head': 'conv_first', 'norm_in': 'patch_embed.norm', 'norm_out': 'norm', 'last': 'conv_after_body',
+          'before_up': 'conv_before_upsample.0', 'up.0': 'upsample.0', 'up.2': 'upsample.2', 'tail': 'conv_last'}
 _DERIVED = ('.attn.relative_position_index', '.attn_mask')
 
 
@@ -276,8 +281,8 @@ def published_config(state_dict, label):
 def from_published(state_dict):
     """A `SwinIR` with published weights, its size read off them, in evaluation mode.
 
-    `state_dict`: published names to tensors, such as `torch.load(path, weights_only=True)` gives. Raises `InterflowError` naming what is missing, unknown,
-    of another shape or not finite.
+    `state_dict`: published names to tensors, such as `torch.load(path, weights_only=True)` gives.
+    Raises `InterflowError` naming what is missing, unknown, of another shape or not finite.
     """
     label = 'published SwinIR weights'
     net = SwinIR(published_config(state_dict, label))
