@@ -20,7 +20,7 @@ from .parts import ResidualBlock, check_lr, conv, load_published
 def filter_pixels(image, kernels):
     """Each pixel of `image` (B, 3, H, W) becomes the sum of its 5x5 neighbourhood, zeros outside, times a kernel of its own: (B, 3, H, W).
 
-    `kernels` (B, 75, H, W): 25 taps row by row, each for three colours. Source: Mildenhall et al. 2018, eq. 2, for one image.
+    `kernels` (B, 75, H, W): 25 taps row by row, each for three colours. Source: Mildenhall et al. 2018, for one image.
     """
     height, width = image.shape[-2:]
     padded = F.pad(image, (2, 2, 2, 2))
@@ -93,7 +93,7 @@ class KPNConfig:
 class KPN(nn.Module):
     """KPN on one pixel grid: `net(lr) -> sr`, (B, 3, H, W) in [0, 1] -> (B, 3, H, W), not clipped.
 
-    Any height and width. Raises `InterflowError` for other shapes. Source: Cai et al. 2019, section 4 (LP-KPN).
+    Any height and width. Raises `InterflowError` for other shapes. Source: Cai et al. 2019 (LP-KPN).
     """
 
     def __init__(self, config=KPNConfig()):

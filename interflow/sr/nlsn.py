@@ -19,7 +19,7 @@ from .parts import MEAN_SHIFTS, MeanShift, ResidualBlock, Upsampler, check_lr, c
 
 # %% ../../nbs/25_sr.nlsn.ipynb #fff5e987
 def full_attention(match, assembly):
-    "Each position collects from all: `match` (..., L, C) to compare, `assembly` (..., L, D) to give -> (..., L, D) (Mei et al. 2021, eq. 1)."
+    "Each position collects from all: `match` (..., L, C) to compare, `assembly` (..., L, D) to give -> (..., L, D) (Mei et al. 2021, section 3)."
     return (match @ unit_length(match).mT).softmax(-1) @ assembly
 
 
@@ -46,7 +46,7 @@ def hash_codes(match, rotations):
 def sparse_attention(match, assembly, codes, chunk):
     """Each position collects from those sorted near it: `match` (B, L, C), `assembly` (B, L, D), `codes` (B, rounds, L) -> (B, L, D).
 
-    `chunk` <= L positions at a time look at themselves and at the chunks before and after. Source: Mei et al. 2021, section 3.2.
+    `chunk` <= L positions at a time look at themselves and at the chunks before and after. Source: Mei et al. 2021, section 3.
     """
     keys, answers, totals = unit_length(match), [], []
     for order in _sorted(codes).unbind(1):
