@@ -76,8 +76,8 @@ class KPNConfig:
 
     def __post_init__(self):
         if min(self.channels, self.stem, self.blocks, self.hidden) < 1:
-            raise InterflowError(f'KPN settings: {self.channels} channels, {self.stem} in the stem, {self.blocks} blocks, {self.hidden} hidden; '
-                                 'give positive numbers')
+            raise InterflowError(f'KPN settings: {self.channels} channels, {self.stem} in the stem, {self.blocks} blocks, '
+                                 f'{self.hidden} hidden; give positive numbers')
 
     @classmethod
     def paper(cls):
@@ -102,7 +102,8 @@ class KPN(nn.Module):
         wide, hidden = 16 * config.channels, config.hidden
         self.head = nn.Sequential(conv(3, config.stem), conv(config.stem, config.channels))
         self.trunk = nn.Sequential(conv(wide, wide), *[ResidualBlock(wide) for _ in range(config.blocks)], conv(wide, wide))
-        self.branches = nn.ModuleList(nn.Sequential(conv(wide // fold ** 2, hidden), conv(hidden, hidden), conv(hidden, 75)) for fold in (4, 2, 1))
+        self.branches = nn.ModuleList(nn.Sequential(conv(wide // fold ** 2, hidden), conv(hidden, hidden), conv(hidden, 75))
+                                      for fold in (4, 2, 1))
         if config.global_residual:
             for branch in self.branches: _shrink(branch[-1], .1)
 
@@ -127,7 +128,8 @@ def _shrink(layer, by):
     layer.bias.mul_(by)
 
 # %% ../../nbs/24_sr.kpn.ipynb #6c5c53d2
-_BLURS = {'laplacian.Gau.gaussian.weight': 1, 'laplacian.Gau_up.gaussian.weight': 4, 'laplacian_rec.Gau.gaussian.weight': 4}      # name -> their sum
+_BLURS = {'laplacian.Gau.gaussian.weight': 1, 'laplacian.Gau_up.gaussian.weight': 4,
+          'laplacian_rec.Gau.gaussian.weight': 4}                                             # stored blurs and their sums
 
 
 def published_name(name):
@@ -162,7 +164,8 @@ def from_published(state_dict):
 def _check_blurs(state_dict, label):
     "Raise `InterflowError` unless the blurs stored with published weights, if any, are those that `halve` and `double` compute."
     taps = torch.tensor([1., 4, 6, 4, 1]) / 16
-    for name, total in _BLURS.items():
-        stored = state_dict.get(name)
-        if stored is not None and not (stored.shape[1:] == (1, 5, 5) and torch.allclose(stored.float().cpu(), total * torch.outer(taps, taps), atol=1e-6)):
-            raise InterflowError(f'{label}: {name} is not the binomial blur of 5x5 pixels; give the weights that were published for this network')
+    for name in sorted(_BLURS.keys() & state_dict.keys()):
+        stored, wanted = state_dict[name].float().cpu(), _BLURS[name] * torch.outer(taps, taps)
+        if stored.shape[1:] != (1, 5, 5) or not torch.allclose(stored, wanted, atol=1e-6):
+            raise InterflowError(f'{label}: {name} is not the binomial blur of 5x5 pixels; '
+                                 'give the weights that were published for this network')

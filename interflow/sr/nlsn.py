@@ -19,7 +19,7 @@ from .parts import MEAN_SHIFTS, MeanShift, ResidualBlock, Upsampler, check_lr, c
 
 # %% ../../nbs/25_sr.nlsn.ipynb #fff5e987
 def full_attention(match, assembly):
-    "Each position collects from all: `match` (..., L, C) to compare, `assembly` (..., L, D) to give -> (..., L, D) (Mei et al. 2021, section 3)."
+    "Each position collects from all: `match` (..., L, C) to compare, `assembly` (..., L, D) to give -> (..., L, D) (Mei et al. 2021)."
     return (match @ unit_length(match).mT).softmax(-1) @ assembly
 
 
@@ -38,7 +38,7 @@ def bucket_count(positions, chunk):
 
 
 def hash_codes(match, rotations):
-    "In which bucket each vector falls: `match` (B, L, C), `rotations` (C, rounds, buckets / 2) -> integers (B, rounds, L), 0 up to buckets - 1."
+    "In which bucket each vector falls: `match` (B, L, C), `rotations` (C, rounds, buckets / 2) -> (B, rounds, L), 0 up to buckets - 1."
     turned = torch.einsum('blc,crn->brln', match, rotations)
     return torch.cat([turned, -turned], -1).argmax(-1)
 
@@ -74,7 +74,7 @@ def _rows(vectors, index):
 
 
 def _attend_chunks(query, key, value):
-    "Chunks (B, K, n, C), (B, K, n, C), (B, K, n, D) look at themselves and both neighbours: answers (B, K, n, D), log of their denominators (B, K, n, 1)."
+    "K chunks (B, K, n, C or D) look at themselves and both neighbours: answers (B, K, n, D), log of their denominators (B, K, n, 1)."
     ways = (0, 1, -1)
     energy = torch.cat([query @ key.roll(way, 1).mT for way in ways], -1)
     total = energy.logsumexp(-1, keepdim=True)
@@ -85,8 +85,8 @@ def _attend_chunks(query, key, value):
 class SparseAttention(nn.Module):
     """`x + 0.1 * what each position collects from similar ones`: (B, C, H, W) -> the same shape.
 
-    `match` channels to compare; `rounds` of the hash, with rotations drawn from `generator`; `chunk` positions at a time: as many or fewer in all
-    are all compared with all. Source: Mei et al. 2021, section 3.
+    `match` channels to compare; `rounds` of the hash, with rotations drawn from `generator`; `chunk` positions at a time: where there are
+    no more in all, all are compared with all. Source: Mei et al. 2021, section 3.
     """
 
     def __init__(self, channels, match, rounds, chunk, generator):
@@ -124,7 +124,7 @@ class NLSNConfig:
     global_residual: bool = False      # add the input to the output
 
     def __post_init__(self):
-        sizes = {'channels': self.channels, 'reduction': self.reduction, 'blocks': self.blocks, 'every': self.every, 'rounds': self.rounds, 'chunk': self.chunk}
+        sizes = {name: getattr(self, name) for name in ('channels', 'reduction', 'blocks', 'every', 'rounds', 'chunk')}
         if min(sizes.values()) < 1 or self.channels % self.reduction:
             raise InterflowError(f'NLSN settings: {", ".join(f"{name} {value}" for name, value in sizes.items())}; '
                                  'give positive numbers, and channels that the reduction divides')
