@@ -71,7 +71,7 @@ def relative_index(window):
 class WindowAttention(nn.Module):
     """Tokens of a window look at each other: (B * windows, N, C) -> the same shape; N = window * window, and `heads` divides C.
 
-    Source: Liu et al. 2021, eq. 4, by `scaled_dot_product_attention`, which need not store the weights.
+    Source: Liu et al. 2021, eq. 4, by `scaled_dot_product_attention`, which stores no weights where nothing is trained.
     """
 
     def __init__(self, channels, heads, window):
@@ -245,7 +245,7 @@ class SwinIR(nn.Module):
             x = group(x, mask)
         return self.norm_out(x).permute(0, 3, 1, 2)
 
-# %% ../../nbs/26_sr.swinir.ipynb #f9606e53
+# %% ../../nbs/26_sr.swinir.ipynb #23f5177b
 _BLOCK = {'norm1': 'norm1', 'norm2': 'norm2', 'attention.qkv': 'attn.qkv', 'attention.out': 'attn.proj',
           'first': 'mlp.fc1', 'second': 'mlp.fc2'}
 _OUTER = {'head': 'conv_first', 'norm_in': 'patch_embed.norm', 'norm_out': 'norm', 'last': 'conv_after_body',
