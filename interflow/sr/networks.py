@@ -121,7 +121,7 @@ def name_of(net):
     row = Variant(type(net).__name__.removesuffix('Config'), getattr(encoder, 'kind', ''))
     name = next((name for name, known in VARIANTS.items() if known == row), None)
     if name is None:
-        raise InterflowError(f'network: a {type(net).__name__} is none of {", ".join(VARIANTS)}; give one that build or load_network made')
+        raise InterflowError(f'network: {type(net).__name__} is none of {", ".join(VARIANTS)}; give one that build or load_network made')
     return name
 
 

@@ -87,46 +87,48 @@ class _AtSize(nn.Module):
 def export_network(net, path, height=64, width=64, size=None):
     """Write a network as `path`, `.pt2` (torch.export) or `.onnx`, for images (1, 3, `height`, `width`) in [0, 1]; returns the largest difference found.
 
+    `path` a file, or a list of files, which share the work.
     `size` (H, W) of the output, for arbitrary-scale networks; three times the input when None. On the CPU, in evaluation mode; input `lr`, output `sr`. Raises `InterflowError`
     for another suffix, a missing package, a size that the network does not take, or a graph that does not agree with the network to 1e-4.
     """
-    path, net = Path(path), net.cpu().eval()
+    paths, net = [Path(one) for one in (path if isinstance(path, (list, tuple)) else [path])], net.cpu().eval()
     makers = {'.pt2': _pt2, '.onnx': _onnx}
-    if path.suffix not in makers:
-        raise InterflowError(f'{path}: a network is exported as .pt2 or .onnx; give a file with one of these endings')
+    if odd := next((one for one in paths if one.suffix not in makers), None):
+        raise InterflowError(f'{odd}: a network is exported as .pt2 or .onnx; give a file with one of these endings')
     if not arbitrary(net) and size is not None and tuple(size) != (height, width):
         raise InterflowError(f'size {size}: {name_of(net)} keeps the size; export it for the size of the enlarged picture')
     module = _AtSize(net, size or (3 * height, 3 * width)) if arbitrary(net) else net
     first, second = torch.rand(2, 1, 3, height, width, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        wanted = module(second)
-        data, again = makers[path.suffix](module, first, second)
-    difference = (torch.as_tensor(again) - wanted).abs().max().item()
-    if not difference <= 1e-4:
-        raise InterflowError(f'{path}: the graph differs from the network by {difference:.1e}; nothing was written. Export it with another size or as {"/".join(makers)}')
-    with whole_file(path) as temporary:
-        temporary.write_bytes(data)
-    return difference
+        wanted, program = module(second), torch.export.export(module, (first,))
+        made = {one: makers[one.suffix](program, second) for one in paths}
+    differences = {one: (torch.as_tensor(answer) - wanted).abs().max().item() for one, (_, answer) in made.items()}
+    for one, difference in differences.items():
+        if not difference <= 1e-4:
+            raise InterflowError(f'{one}: the graph differs from the network by {difference:.1e}; nothing was written. Export it with another size or in the other format')
+    for one, (data, _) in made.items():
+        with whole_file(one) as temporary:
+            temporary.write_bytes(data)
+    return max(differences.values())
 
 
-def _pt2(module, example, other):
-    "(bytes, answer to `other`) of the graph that torch.export records."
-    program, file = torch.export.export(module, (example,)), BytesIO()
+def _pt2(program, other):
+    "(bytes, answer to `other`) of the graph that torch.export recorded."
+    file = BytesIO()
     torch.export.save(program, file)
     return file.getvalue(), program.module()(other)
 
 
-def _onnx(module, example, other):
+def _onnx(program, other):
     "(bytes, answer to `other` by onnxruntime) of the graph as ONNX."
     try:
         import onnxruntime
         import onnxscript      # torch's exporter needs it and says so less clearly
     except ImportError as fault:
         raise InterflowError(f'export: the package {fault.name} is missing; pip install interflow[export]') from None
-    program = torch.onnx.export(torch.export.export(module, (example,)), dynamo=True, input_names=['lr'], output_names=['sr'], verbose=False,
-                                optimize=False)      # its optimiser takes + 1e-9 for nothing, which guards divisions in LIIF
-    data = program.model_proto.SerializeToString()
-    options = onnxruntime.SessionOptions()
+    graph = torch.onnx.export(program, dynamo=True, input_names=['lr'], output_names=['sr'], verbose=False,
+                              optimize=False)      # its optimiser takes + 1e-9 for nothing, which guards divisions in LIIF
+    data, options = graph.model_proto.SerializeToString(), onnxruntime.SessionOptions()
     options.log_severity_level = 3      # what it could not simplify is nobody's concern
     session = onnxruntime.InferenceSession(data, options, providers=['CPUExecutionProvider'])
     return data, session.run(None, {'lr': other.numpy()})[0]
