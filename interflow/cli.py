@@ -78,10 +78,11 @@ def generate(model: Annotated[Path, typer.Argument(help='folder of a trained flo
              factors: Annotated[Optional[str], typer.Option(help="true factors: '2.5,3.0', '2.1:3.7:0.1', 'random:2.1:3.75' (uniform, another for each image) or "
                                                                  "'map:2.1:3.75' (varying smoothly over the image)  [default: 2.3,2.6,3.0,3.3,3.6]")] = None,
              modes: Annotated[Optional[int], typer.Option(help="instead of factors, the published tool's: 0 (19 mixtures of x2 and x4), 1 (9 of x2 and x3), 2 (9 of x3 and x4)")] = None,
-             path: Annotated[Optional[str], typer.Option(help="'linear', 'slerp', 'preserving' (both LR images), 'transport' (one), 'sample' (HR alone), 'pixels' (the naive rival)  "
+             path: Annotated[Optional[str], typer.Option(help="'linear', 'slerp', 'preserving', 'renewing' (both LR images), 'transport' (one), 'sample' (HR alone), 'pixels' (the naive rival)  "
                                                               "[default: sample; linear with --modes]")] = None,
              draws: Annotated[int, typer.Option(help='images of each scene and factor')] = 1,
              temperature: Annotated[float, typer.Option(help='scales the distance from the mean of the factor; 1 is the learned amount')] = 1.,
+             share: Annotated[Optional[float], typer.Option(help='of noise in the latents, 0 to 1, for path renewing  [default: all that the two latents do not have in common]')] = None,
              like: Annotated[Optional[str], typer.Option(help="HR,LR,FACTOR: two image files and a number; path sample then draws noise with the statistics of this pair")] = None,
              extrapolate: Annotated[bool, typer.Option('--extrapolate', help='allow factors beyond the trained range, as far as there are Gaussians')] = False,
              tile: Annotated[int, typer.Option(help='larger scenes are made in tiles of this side, pixels, which bounds the memory; 0: as a whole')] = 640,
@@ -100,7 +101,7 @@ def generate(model: Annotated[Path, typer.Argument(help='folder of a trained flo
     if factors and modes is not None:
         raise InterflowError(f'factors {factors} and modes {modes}: give one of the two')
     wanted, between = published_mode(modes) if modes is not None else (parse_wanted(factors or '2.3,2.6,3.0,3.3,3.6'), None)
-    config = SetConfig(wanted, path or ('sample' if modes is None else 'linear'), seed, draws, temperature, between, extrapolate, tile, format=format, names=names, shard=shard)
+    config = SetConfig(wanted, path or ('sample' if modes is None else 'linear'), seed, draws, temperature, between, extrapolate, share, tile, format=format, names=names, shard=shard)
     flow, scenes, (share, device) = load_model(model), read_scenes(data), share_of_work(rank, world, device)
     processes = processes or (best_processes(device, scenes) if share.world == 1 else 1)
     report = run(flow, scenes, out, config, device, processes, share, read_statistics(flow, like, config), resume)
@@ -147,7 +148,7 @@ def train_sr_command(data: Annotated[list[Path], typer.Argument(help='one or mor
                      factors: Annotated[Optional[str], typer.Option(help='true factors to use of each set  [default: all it has]')] = None,
                      weights: Annotated[Optional[str], typer.Option(help="how often to draw from each set, and last from the flow, such as 2,1; 0 leaves one out  [default: all alike]")] = None,
                      flow: Annotated[Optional[Path], typer.Option(help='folder of a trained flow, which makes images of the first set while training')] = None,
-                     flow_path: Annotated[str, typer.Option(help="'linear', 'slerp', 'preserving' (both LR images), 'transport' (one), 'sample' (HR alone)")] = 'sample',
+                     flow_path: Annotated[str, typer.Option(help="'linear', 'slerp', 'preserving', 'renewing' (both LR images), 'transport' (one), 'sample' (HR alone)")] = 'sample',
                      flow_factors: Annotated[Optional[str], typer.Option(help="'2.5,3.0' to choose from, or '2.2:3.6', any between  [default: the trained range]")] = None,
                      steps: Annotated[Optional[int], typer.Option(help='optimiser steps  [default: the preset\'s]')] = None,
                      batch_size: Annotated[Optional[int], typer.Option(help='crops a step  [default: the preset\'s]')] = None,

@@ -229,10 +229,10 @@ def photographs(split='train'):
     return list_images(data_folder() / 'photos' / split)
 
 # %% ../nbs/00_core.ipynb #ed2fd7fa
-def progress(items=None, total=None, description='', unit='it', initial=0):
+def progress(items=None, total=None, description='', unit='it', initial=0, shown=True):
     "A tqdm bar over `items` (or over `total` steps): live in a terminal, a line each 20 s in a log, silent in a notebook."
     terminal = sys.stderr.isatty()
-    return tqdm(items, total=total, desc=description, unit=unit, initial=initial, disable='ipykernel' in sys.modules, dynamic_ncols=terminal,
+    return tqdm(items, total=total, desc=description, unit=unit, initial=initial, disable=not shown or 'ipykernel' in sys.modules, dynamic_ncols=terminal,
                 mininterval=.2 if terminal else 20, maxinterval=20, leave=True)
 
 # %% ../nbs/00_core.ipynb #b2435c00

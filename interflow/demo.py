@@ -20,11 +20,12 @@ import torch
 
 from .camera import shoot
 from .core import derive_seed, make_generator, photographs, pick_device, progress, read_image, read_json, whole_file, write_csv, write_image, write_json
-from .data import begin_folder, simulate
-from .generation import generate, generate_scene
+from .data import begin_folder, read_set, simulate
+from .generation import generate_scene
 from .losses import LossWeights
 from .metrics import mtf50, noise_by_brightness, noise_std
 from .model import InterFlowConfig
+from .sets import SetConfig, best_processes, generate
 from .sr.evaluation import evaluate, format_table, plot_crops, plot_summary, summarise
 from .sr.rcan import RCANConfig
 from .sr.training import SR_PRESETS, Source, train_sr
@@ -76,7 +77,10 @@ def make_data(out, config):
 # %% ../nbs/50_demo.ipynb #1694f59d
 def make_sources(model, train, out, config, device):
     "The five data sets to train SR networks on: name -> list of `Source`."
-    made = {path: generate(model, train, out / 'generated' / path, config.generated, path, config.seed, device=device) for path in ('pixels', 'linear', 'sample')}
+    made = {}
+    for path in ('pixels', 'linear', 'sample'):
+        generate(model, train, out / 'generated' / path, SetConfig(config.generated, path, config.seed), device, best_processes(device, train))
+        made[path] = read_set(out / 'generated' / path)
     return {'x2+x4': [Source(train, config.trained)], **{path: [Source(scenes)] for path, scenes in made.items()}, 'oracle x3': [Source(train, (ORACLE,))]}
 
 

@@ -44,7 +44,7 @@ from .core import InterflowError, data_folder, make_generator, photographs, read
 from .generation import PATHS, blend_pixels
 from .latents import COLOURS, factor_grid, fit_temperature, log_densities, summarise_posterior
 from .metrics import noise_by_brightness, noise_spectrum, noise_std, psnr_y
-from .paths import NEEDS, travel
+from .paths import DRAWING, NEEDS, travel
 from .sr.networks import load_network
 
 # %% ../nbs/41_explorer.ipynb #e4100007
@@ -841,7 +841,7 @@ class Explorer:
         c = self.controls
         c.folder.layout.display = 'none' if c.model.value else ''
         c.temperature.disabled = c.path.value == 'pixels'
-        c.seed.disabled = c.again.disabled = c.path.value != 'sample'
+        c.seed.disabled = c.again.disabled = c.path.value not in DRAWING
         try:
             factors = read_json(Path(c.chosen().model) / 'config.json')['factors']
             c.factor.min = min(0., c.factor.min)      # in this order no moment is impossible

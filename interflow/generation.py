@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from .core import InterflowError, pad_to_multiple
-from .paths import NEEDS, correlation, positions, reduce_map, source, travel, whitened_pair
+from .paths import DRAWING, NEEDS, positions, reduce_map, source, travel, whitened_pair
 from .prior import symmetric_sqrt
 
 # %% ../nbs/17_generation.ipynb #d05c679c
@@ -156,21 +156,18 @@ def _space(shape, like):
         return torch.from_file(file.name, shared=True, size=size, dtype=like.dtype).view(shape)
 
 # %% ../nbs/17_generation.ipynb #95786a28
-def _travels(model, path, grids, noises, temperature, extrapolate, r):
+def _travels(model, path, grids, noises, temperature, extrapolate, r, share):
     "A function `latents(z, window)` that yields (1, 48, h, w), the tile's latent at each of `grids`, numbers or maps on the latent's grid."
-    prior, first = model.prior, model.prior.factors[0]
-
     def latents(z, window):
-        for k, factor in enumerate(grids):
-            here = part(factor, window, 1) if torch.is_tensor(factor) else factor
-            if path == 'sample':
-                known = {first: prior.colour(part(noises[k], window, 1).to(prior.means), first)}
-            elif path == 'transport':
+        for factor, noise in zip(grids, noises):
+            known = z
+            if path == 'transport':
                 start = source(z, factor)      # of the whole map: all tiles start from the same image
                 known = {start: z[start]}
-            else:
-                known = z
-            yield travel(prior, 'transport' if path == 'sample' else path, known, here, None, None, temperature, extrapolate, r)
+            here = part(factor, window, 1) if torch.is_tensor(factor) else factor
+            noise = None if noise is None else part(noise, window, 1).to(model.prior.means)
+            shape = None if noise is None else noise.shape
+            yield travel(model.prior, path, known, here, shape, None, temperature, extrapolate, r, noise, share)
     return latents
 
 
@@ -193,11 +190,11 @@ TOGETHER = 2      # factors decoded in one batch
 
 # %% ../nbs/17_generation.ipynb #b4b61d0d
 @torch.inference_mode()
-def generate_scene(model, hr, lr, factors, path='linear', generators=None, temperature=1., tile=TILE, margin=MARGIN, extrapolate=False, statistics=None, errors=None):
+def generate_scene(model, hr, lr, factors, path='linear', generators=None, temperature=1., tile=TILE, margin=MARGIN, extrapolate=False, statistics=None, errors=None, share=None):
     """LR images of one scene: yields (3, H, W), values not clipped, one for each of `factors`, numbers or maps (H, W).
 
     `hr` (3, H, W) in [0, 1] of any size (mirrored to multiples of 4 and cropped back); `lr` dict of trained factor -> (3, H, W): both neighbours
-    of the factor, one for `transport`, empty for `sample`; `generators` one per factor, for `sample`. `temperature`, `extrapolate` as for `travel`;
+    of the factor, one for `transport`, empty for `sample`; `generators` one per factor, where `hr` is, for `sample` and `renewing`. `temperature`, `extrapolate`, `share` as for `travel`;
     `statistics`, for `sample`: `LatentStatistics` to draw by. An image of more than `tile` * `tile` pixels is made in tiles of that size, `margin`
     pixels on each side of a tile being its neighbours'; 0 or None makes it as a whole. `errors` (F,), zeros, receives for each image the largest
     difference between its latent and the latent of its decoded self, in standard deviations.
@@ -214,10 +211,10 @@ def generate_scene(model, hr, lr, factors, path='linear', generators=None, tempe
     windows = tiles(*padded.shape[-2:], tile, margin)
     read = _reader(model, padded, {f: pad_to_multiple(image)[0] for f, image in lr.items()})
     shape = (1, 48, padded.shape[-2] // 4, padded.shape[-1] // 4)
-    noises = [_noise(shape, generator, statistics, hr) for _, generator in zip(factors, generators, strict=True)] if path == 'sample' else None
-    r = _correlations(model, windows, read) if path in ('slerp', 'preserving') and len(windows) > 1 else None
+    noises = [_noise(shape, generator, statistics, hr) for _, generator in zip(factors, generators, strict=True)] if path in DRAWING else [None] * len(factors)
+    r = _correlations(model, windows, read) if path in ('slerp', 'preserving', 'renewing') and len(windows) > 1 else None
     grids = [reduce_map(factor) if torch.is_tensor(factor) else factor for factor in factors]
-    latents = _travels(model, path, grids, noises, temperature, extrapolate, r)
+    latents = _travels(model, path, grids, noises, temperature, extrapolate, r, share)
     made = _space((len(factors), *padded.shape), padded)
     for core, window in windows:
         for images, target in zip(_make_tile(model, read, latents, window, errors), made.split(TOGETHER)):

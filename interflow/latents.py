@@ -116,13 +116,14 @@ def estimate_factor(model, lr, hr, temperature, level=.95, beyond=0., generator=
         raise InterflowError(f'temperature {temperature}, level {level}: give a finite temperature above 0 and a level between 0 and 1')
     if check_image(lr, 'lr').shape != check_image(hr, 'hr').shape or lr.ndim != 4:
         raise InterflowError(f'lr has shape {tuple(lr.shape)}, hr {tuple(hr.shape)}; give both as (B, 3, H, W) on the same grid')
-    z, _ = model.encode(dequantise(lr, generator), model.condition(hr))      # as stored, latents would be too short: see room 42
+    bits = dequantise(torch.zeros_like(lr[:1]), generator)      # as stored, latents would be too short: see room 42; the same for all, in any order
+    z, _ = model.encode(lr + bits, model.condition(hr))
     return summarise_posterior(log_densities(model.prior, z, grid, extrapolate=beyond > 0), grid, temperature, level)
 
 # %% ../nbs/40_latents.ipynb #5a10c002
-COLOURS = {'true': '#000000', 'pixels': '#E69F00', 'linear': '#0072B2', 'slerp': '#56B4E9', 'preserving': '#D55E00', 'transport': '#CC79A7', 'sample': '#009E73',
+COLOURS = {'true': '#000000', 'pixels': '#E69F00', 'linear': '#0072B2', 'slerp': '#56B4E9', 'preserving': '#D55E00', 'renewing': '#5D3A9B', 'transport': '#CC79A7', 'sample': '#009E73',
            'x2+x4': '#999999', 'bicubic': '#666666', 'oracle x3': '#000000'}      # what is drawn -> its colour, everywhere
-MARKS = {'true': 'o', 'pixels': 's', 'linear': 'x', 'slerp': 'd', 'preserving': '^', 'transport': '+', 'sample': 'v'}
+MARKS = {'true': 'o', 'pixels': 's', 'linear': 'x', 'slerp': 'd', 'preserving': '^', 'renewing': 'D', 'transport': '+', 'sample': 'v'}
 STYLE = {'font.size': 9, 'axes.titlesize': 9, 'axes.labelsize': 9, 'legend.fontsize': 7.5, 'xtick.labelsize': 8, 'ytick.labelsize': 8,
          'axes.spines.top': False, 'axes.spines.right': False, 'axes.linewidth': .8, 'lines.linewidth': 1.4, 'lines.markersize': 4.5, 'legend.frameon': False,
          'image.interpolation': 'nearest', 'image.cmap': 'viridis', 'figure.dpi': 80, 'savefig.dpi': 200, 'figure.facecolor': 'white', 'pdf.fonttype': 42}

@@ -32,7 +32,7 @@ from .core import InterflowError, encode_image, make_generator, pick_device, pro
 from .data import FACTOR_OF_LABEL, begin_folder, factor_folder, parse_factors, read_scene
 from .generation import LR_IMAGES, MARGIN, TILE, TOGETHER, check_path, check_tile, generate_scene, smooth_map
 from .metrics import luma
-from .paths import among, positions
+from .paths import DRAWING, among, positions
 
 # %% ../nbs/19_sets.ipynb #f5a67ecf
 class Wanted(NamedTuple):
@@ -100,6 +100,7 @@ class SetConfig:
     temperature: float = 1.
     between: tuple | None = None
     extrapolate: bool = False           # factors beyond the trained range
+    share: float | None = None          # of noise in the latents, for path renewing; None: all that two latents do not have in common
     tile: int = TILE                    # pixels, 0 for whole images
     margin: int = MARGIN                # pixels
     format: str = 'png'                 # 'png', 'webp' (lossless) or 'webdataset'
@@ -116,8 +117,8 @@ class SetConfig:
         check_tile(self.tile, self.margin)
         if not self.factors or min(self.draws, self.shard) < 1:
             raise InterflowError(f'{len(self.factors)} factors, {self.draws} draws, {self.shard} scenes a shard: give at least one of each')
-        if self.draws > 1 and self.path != 'sample' and all(wanted.kind == 'number' for wanted in self.factors):
-            raise InterflowError(f'draws {self.draws}: path {self.path} gives the same image each time; use path sample, or random factors')
+        if self.draws > 1 and self.path not in DRAWING and all(wanted.kind == 'number' for wanted in self.factors):
+            raise InterflowError(f'draws {self.draws}: path {self.path} gives the same image each time; use path {" or ".join(DRAWING)}, or random factors')
         if len({wanted.label for wanted in self.factors}) < len(self.factors):
             raise InterflowError('factors: one is asked for twice; leave one out')
 
@@ -345,7 +346,7 @@ def _make(model, scene, jobs, done, context, known, device, statistics, pool):
     generators = [make_generator(config.seed, 'generate', scene.name, *name) for name in names]
     errors = torch.zeros(len(names))
     images = generate_scene(model, hr, dict(zip(known, lr)), [*factors, *references], config.path, generators, config.temperature,
-                            config.tile, config.margin, config.extrapolate, statistics, errors)
+                            config.tile, config.margin, config.extrapolate, statistics, errors, config.share)
     made = list(images)
     good = reference(hr, lr or made[len(jobs):], config.temperature)
     for job, factor, image, error in zip(jobs, factors, made, errors.tolist()):
@@ -405,8 +406,8 @@ class Report(NamedTuple):
     missing: int
 
 
-def make_share(model, scenes, out, config, share=Share(), device='cpu', statistics=None, alive=lambda: True):
-    "Make one `Share` of a set that `begin_set` has begun; stops between scenes when `alive()` says no. Returns nothing; see `join`."
+def make_share(model, scenes, out, config, share=Share(), device='cpu', statistics=None, alive=lambda: True, shown=True):
+    "Make one `Share` of a set that `begin_set` has begun, with progress `shown` or not; stops between scenes when `alive()` says no. See `join`."
     out, device, names = Path(out), pick_device(device), [scene.name for scene in scenes]
     tar, done, recorder = config.format == 'webdataset', read_records(out), Recorder(out, *share)
     shared = {'path': config.path, 'temperature': config.temperature, 'seed': config.seed, 'model': None if model is None else fingerprint(model)}
@@ -414,7 +415,7 @@ def make_share(model, scenes, out, config, share=Share(), device='cpu', statisti
     model = None if model is None else _between(model.to(device).eval(), config)
     size = config.shard if tar else 1
     units = [range(k, min(k + size, len(scenes))) for k in range(0, len(scenes), size)]
-    bar = progress(total=sum(len(unit) for unit in units[share.rank::share.world]), description=f'generate ({config.path})', unit='scene')
+    bar = progress(total=sum(len(unit) for unit in units[share.rank::share.world]), description=f'generate ({config.path})', unit='scene', shown=shown)
     with one_thread(device), bar, recorder.file:
         for number, unit in list(enumerate(units))[share.rank::share.world]:
             jobs = [job for i in unit for job in plan(config, names, i)]
@@ -576,5 +577,4 @@ def _spawn(processes, share, arguments, device, statistics):
 
 def _work(parent, arguments, share, device, statistics):
     "One process of `generate`; it ends with its parent, even one that was killed."
-    os.environ['TQDM_DISABLE'] = '1'      # the parent shows the progress of all
-    make_share(*arguments, share, device, statistics, lambda: os.getppid() == parent)
+    make_share(*arguments, share, device, statistics, lambda: os.getppid() == parent, shown=False)      # the parent shows the progress of all

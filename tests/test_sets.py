@@ -247,7 +247,7 @@ def test_pixels_are_rounded_not_truncated(model, pairs, tmp_path):
     generate(None, [scene], tmp_path / 'out', SetConfig((2.6,), 'pixels'), 'cpu')
     exact = 255 * torch.lerp(read_image(scene.lr[2.1]), read_image(scene.lr[3.75]), .5 / 1.65)
     made = 255 * read_image(read_set(tmp_path / 'out')[0].lr[2.6])
-    assert (made - exact).abs().max() <= .5 + 1e-4 and (made - exact).mean().abs() < .02
+    assert (made - exact).abs().max() <= .5 + 1e-4 and (made - exact).mean().abs() < .1      # truncated, -.45
 
 
 # ---------------------------------------------------------------- the pool

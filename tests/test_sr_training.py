@@ -49,6 +49,7 @@ def flow():
     with torch.no_grad():
         for name, weight in model.flow.named_parameters():
             weight.add_(.03 * torch.randn(weight.shape, generator=make_generator(0, name)))
+        model.prior.roots.add_(.03 * torch.randn(model.prior.roots.shape, generator=make_generator(0, 'roots')))
     return model
 
 
@@ -174,15 +175,16 @@ def test_presets_are_the_papers():
 
 # ---------------------------------------------------------------- images made while training
 
-def test_a_flow_makes_the_crops_that_it_would_have_written(large, flow, tmp_path):
-    "Along path linear nothing is random: crops made while training are crops of whole generated images, to a rounding, also at the borders."
-    made = []
-    for scene in large:
+@pytest.mark.parametrize('path', ['linear', 'transport'])
+def test_a_flow_makes_the_crops_that_it_would_have_written(flow, tmp_path, path):
+    "Along these paths nothing is random: crops made while training are crops of whole generated images, to a rounding, inside and at the borders."
+    made, large = [], make_pairs(tmp_path / 'set', 122, 141)      # no multiples of 4, and larger than what the flow sees of it
+    for scene in large[:2]:
         lr = {factor: read_image(path) for factor, path in scene.lr.items()}
-        write_image(tmp_path / f'{scene.name}.png', next(generate_scene(flow, read_image(scene.hr), lr, (2.7,), 'linear')))
+        write_image(tmp_path / f'{scene.name}.png', next(generate_scene(flow, read_image(scene.hr), lr, (2.7,), path)))
         made.append(replace(scene, lr={2.7: tmp_path / f'{scene.name}.png'}))
-    for queries, patch in ((False, 32), (True, 12)):
-        live = SRBatches([FlowSource(flow, large, 'linear', (2.7,), margin=24)], patch, 5, seed=1, queries=queries)
+    for queries, patch in ((False, 30), (True, 11)):
+        live = SRBatches([FlowSource(flow, large[:2], path, (2.7,), margin=24)], patch, 5, seed=1, queries=queries)
         disk = SRBatches([Source(made)], patch, 5, seed=1, queries=queries)
         for step in range(3):
             ours, theirs = live(step), disk(step)
@@ -198,6 +200,16 @@ def test_made_images_are_a_function_of_seed_and_step(large, flow, path):
         assert torch.equal(batches()(step)['lr'], batches()(step)['lr'])
     assert not torch.equal(batches()(3)['lr'], batches(seed=5)(3)['lr'])
     assert all(torch.isfinite(batches()(step)['lr']).all() for step in range(3))
+
+
+def test_no_noise_is_made_twice(flow, tmp_path):
+    "An image of the patch's size has one crop, in eight orientations: where it comes back, the flow's image of it must be another."
+    (scene, *_) = make_pairs(tmp_path, 16, 16)
+    batches, seen = SRBatches([FlowSource(flow, [scene], factors=(3.,))], 16, 2), {}
+    for step in range(8):
+        for hr, lr in zip(*batches(step).values()):
+            seen.setdefault(hr.numpy().tobytes(), []).append(lr.numpy().tobytes())
+    assert any(len(images) > 1 for images in seen.values()) and all(len(set(images)) == len(images) for images in seen.values())
 
 
 def test_factors_are_drawn_from_a_list_or_a_span(large, flow):
