@@ -11,6 +11,7 @@ from interflow.core import InterflowError, make_generator, read_image, write_ima
 from interflow.data import Scene, read_set
 from interflow.generation import generate_scene
 from interflow.model import InterFlow, InterFlowConfig
+from interflow.paths import NEEDS
 from interflow.sr.evaluation import evaluate, summarise
 from interflow.sr.liif import resample
 from interflow.sr.networks import VARIANTS, arbitrary, load_network, network_config, shrink
@@ -192,7 +193,7 @@ def test_a_flow_makes_the_crops_that_it_would_have_written(flow, tmp_path, path)
             assert (ours['lr'] - theirs['lr']).abs().max() < 1.5 / 255
 
 
-@pytest.mark.parametrize('path', ['linear', 'slerp', 'preserving', 'transport', 'sample'])
+@pytest.mark.parametrize('path', NEEDS)
 def test_made_images_are_a_function_of_seed_and_step(large, flow, path):
     def batches(seed=2, **settings):
         return SRBatches([Source(large), FlowSource(flow, large, path, **settings)], 16, 4, seed)
