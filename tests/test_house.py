@@ -15,7 +15,7 @@ from PIL import Image
 from interflow.sr.evaluation import format_table, read_rows, summarise
 from rooms import NBS, ROOT, cells, exports, imported, modules, name_of, notebooks, number_of, parse, source
 
-LARGE = {}    # tracked files that may be over 1 MB: path -> why
+LARGE = {'data/weights/flow/model.safetensors': 'the shipped flow'}    # tracked files that may be over 1 MB: path -> why
 PHOTOS = ROOT / 'data' / 'photos'
 
 
