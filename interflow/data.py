@@ -136,6 +136,8 @@ def _read_generated(folder):
         raise InterflowError(f'{folder}: its generation did not end (no manifest.jsonl); give the same `interflow generate` command again') from None
     if any('shard' in record for record in records):
         raise InterflowError(f'{folder}: holds WebDataset shards, which are streamed with the webdataset package; generate with --format png for a set to read here')
+    if not any(record['kept'] for record in records):
+        raise InterflowError(f'{folder}: every image of it was set aside; manifest.jsonl says why, most likely the model was trained too little')
     scenes = {}
     for record in records:
         if record['kept']:

@@ -25,7 +25,7 @@ from .generation import generate_scene
 from .losses import LossWeights
 from .metrics import mtf50, noise_by_brightness, noise_std
 from .model import InterFlowConfig
-from .sets import SetConfig, best_processes, generate
+from .sets import Limits, SetConfig, best_processes, generate
 from .sr.evaluation import evaluate, format_table, plot_crops, plot_summary, summarise
 from .sr.rcan import RCANConfig
 from .sr.training import SR_PRESETS, Source, train_sr
@@ -45,6 +45,7 @@ class DemoConfig:
     model: InterFlowConfig = InterFlowConfig.tiny()
     flow: TrainConfig = PRESETS['tiny']
     loss: LossWeights = LossWeights.tiny()
+    limits: Limits = Limits()                           # of the gate that generated images pass
     network: RCANConfig = RCANConfig.tiny()
     sr: TrainConfig = SR_PRESETS['tiny']
 
@@ -79,7 +80,7 @@ def make_sources(model, train, out, config, device):
     "The five data sets to train SR networks on: name -> list of `Source`."
     made = {}
     for path in ('pixels', 'linear', 'sample'):
-        generate(model, train, out / 'generated' / path, SetConfig(config.generated, path, config.seed), device, best_processes(device, train))
+        generate(model, train, out / 'generated' / path, SetConfig(config.generated, path, config.seed, limits=config.limits), device, best_processes(device, train))
         made[path] = read_set(out / 'generated' / path)
     return {'x2+x4': [Source(train, config.trained)], **{path: [Source(scenes)] for path, scenes in made.items()}, 'oracle x3': [Source(train, (ORACLE,))]}
 
@@ -330,4 +331,5 @@ def write_report(out, config, train, test, rows, results, seconds):
 def smoke_config():
     "Settings that only show that the parts work together: two small scenes a split, a few steps."
     flow, sr = replace(PRESETS['tiny'], steps=12, batch_size=2, patch=32, save_every=5), replace(SR_PRESETS['tiny'], steps=12, batch_size=2, patch=32, save_every=5)
-    return DemoConfig(generated=(2.5, 3.0), judged=(2.5, 3.0), scenes=2, crop=128, flow=flow, sr=sr)
+    open_gate = Limits(1., 255., 1e6, 1e6)      # a flow of a few steps makes nothing that would pass
+    return DemoConfig(generated=(2.5, 3.0), judged=(2.5, 3.0), scenes=2, crop=128, flow=flow, sr=sr, limits=open_gate)

@@ -1,5 +1,6 @@
 """The house rules that hold for every room, whatever it teaches. Each test lists all faults at once, with the place."""
 import ast
+import csv
 import hashlib
 import json
 import os
@@ -240,3 +241,15 @@ def test_the_readme_shows_the_stored_tables():
     rows, summary = read_rows(stored / 'sr.csv'), json.loads((stored / 'settings.json').read_text())
     assert format_table(summarise(rows, 'x2+x4', summary['seed'])) == (stored / 'sr.txt').read_text().rstrip('\n'), 'sr.txt does not follow from sr.csv'
     assert (ROOT / 'benchmarks' / 'cost.txt').read_text().rstrip() in (ROOT / 'README.md').read_text(), 'README.md: its costs are not those in benchmarks/cost.txt'
+
+
+def test_the_table_of_three_networks_is_the_stored_one():
+    "README's copy, line by line; and the stored table from the stored values."
+    text, lines = (ROOT / 'README.md').read_text(), (ROOT / 'benchmarks' / 'sr_table.txt').read_text().splitlines()
+    assert all(line in text for line in lines[1:]) and len(lines) == 1 + 3 * 6
+    with open(ROOT / 'benchmarks' / 'sr_table.csv', newline='') as file:
+        rows = [{**row, 'factor': float(row['factor']), 'psnr_y': float(row['psnr_y'])} for row in csv.DictReader(file)]
+    for name in {row['network'] for row in rows} - {'bicubic'}:
+        means = [sum(values) / len(values) for f in (2.5, 3.0, 3.5) for values in [[row['psnr_y'] for row in rows if (row['network'], row['factor']) == (name, f)]]]
+        (line,) = [line for line in lines if line.startswith(name + ' ')]
+        assert all(f'{mean:.2f} /' in line for mean in means), name

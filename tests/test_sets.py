@@ -178,6 +178,13 @@ def test_a_flow_that_does_not_find_back_is_seen(model, pairs, tmp_path, monkeypa
     assert 'round trip' in report.set_aside[0][1]
 
 
+def test_a_set_of_which_nothing_is_kept_is_not_read(model, pairs, tmp_path, monkeypatch):
+    monkeypatch.setattr(sets, 'judge', lambda *arguments: ({'colour': 99.}, 'too blue'))
+    assert generate(model, read_set(pairs)[:1], tmp_path / 'out', SetConfig((2.5,)), 'cpu').kept == 0
+    with pytest.raises(InterflowError, match='set aside.*manifest'):
+        read_set(tmp_path / 'out')
+
+
 def test_photographs_pass_the_gate(pairs):
     "Else it would set aside what it should let through: true images, judged by others of the scene."
     for scene in read_set(pairs):
