@@ -121,7 +121,7 @@ def read_scenes(folder):
             raise InterflowError(f'{following.hr}: {scene.hr.name} has the same name; rename one of the two')
     return scenes
 
-
+# %% ../nbs/02_data.ipynb #fb3258b1
 def _read_any(folder):
     if (folder / 'generated.json').exists():
         return _read_generated(folder)

@@ -228,8 +228,12 @@ class Recorder:
 def read_records(out):
     "All whole lines of the set and its shares whose files are there, by file name; an empty dict for a new set."
     out, records = Path(out), {}
-    for path in [out / 'manifest.jsonl', *sorted((out / 'manifest').glob('*.jsonl'))]:
-        for line in path.read_bytes().split(b'\n')[:-1] if path.exists() else ():
+    for path in [*sorted((out / 'manifest').glob('*.jsonl')), out / 'manifest.jsonl']:      # in this order: the joined one is written before shares go
+        try:
+            lines = path.read_bytes().split(b'\n')[:-1]
+        except FileNotFoundError:
+            continue      # another share has just joined them
+        for line in lines:
             record = json.loads(line)
             places = [out / record['shard']] if 'shard' in record else []
             places += [out / folder / record['file'] for folder in ('', 'set_aside', '.staging')]
@@ -436,7 +440,8 @@ def make_share(model, scenes, out, config, share=Share(), device='cpu', statisti
 def join(out, config, scenes):
     "The `Report` of a set so far; when nothing is missing, writes `manifest.jsonl` and removes the shares' own lines."
     out, names, records = Path(out), [scene.name for scene in scenes], read_records(out)
-    rows = [records[job.file] for i in range(len(names)) for job in plan(config, names, i) if job.file in records]
+    found = [records[job.file] for i in range(len(names)) for job in plan(config, names, i) if job.file in records]
+    rows = [row for row in found if 'shard' not in row or (out / row['shard']).exists()]      # what is not packed is not done
     missing = len(names) * config.draws * len(config.factors) - len(rows)
     if not missing and (out / 'manifest').exists():
         with whole_file(out / 'manifest.jsonl') as temporary:

@@ -249,6 +249,22 @@ def test_shards_are_streams_of_scenes(model, pairs, tmp_path):
         read_set(tmp_path / 'out')
 
 
+def test_killed_between_the_last_image_and_its_shard(model, pairs, tmp_path, monkeypatch):
+    config, scenes = SetConfig((2.5,), format='webdataset', shard=2), read_set(pairs)
+    generate(model, scenes, tmp_path / 'whole', config, 'cpu')
+    def dies(*arguments):
+        raise KeyboardInterrupt
+    with monkeypatch.context() as patched:
+        patched.setattr(sets, '_pack', dies)
+        for k in (0, 1):
+            with pytest.raises(KeyboardInterrupt):
+                generate(model, scenes, tmp_path / 'killed', config, 'cpu', share=Share(k, 2))
+    assert len(read_records(tmp_path / 'killed')) == 3 and sets.join(tmp_path / 'killed', config, scenes).missing == 3
+    assert generate(model, scenes, tmp_path / 'killed', config, 'cpu', share=Share(0, 2)).missing == 1, 'the other share packs its own'
+    assert generate(model, scenes, tmp_path / 'killed', config, 'cpu', share=Share(1, 2)).missing == 0
+    assert content(tmp_path / 'whole') == content(tmp_path / 'killed')
+
+
 def test_pixels_are_rounded_not_truncated(model, pairs, tmp_path):
     scene = read_set(pairs)[0]
     generate(None, [scene], tmp_path / 'out', SetConfig((2.6,), 'pixels'), 'cpu')
