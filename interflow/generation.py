@@ -136,12 +136,14 @@ def latent_statistics(model, hr, lr, factor):
     return LatentStatistics(vectors.mean(1), symmetric_sqrt(torch.cov(vectors.double())).to(vectors))
 
 
-def _noise(shape, generator, statistics, like):
-    "Whitened vectors of a whole image (1, C, h, w), drawn on the generator's device: standard normal, or with the `statistics` given."
-    u = torch.randn(shape, generator=generator, out=_space(shape, like))
-    if statistics is not None:
-        u.copy_((statistics.root.to(u) @ u.flatten(2)).view_as(u) + statistics.mean.to(u)[:, None, None])
-    return u
+def _noises(shape, generators, statistics, like):
+    "Whitened vectors of a whole image for each generator, (F, *shape), where `like` is: standard normal, or with the `statistics` given."
+    drawn = _space((len(generators), *shape), like)
+    for u, generator in zip(drawn, generators):
+        torch.randn(shape, generator=generator, out=u)
+        if statistics is not None:
+            u.copy_((statistics.root.to(u) @ u.flatten(2)).view_as(u) + statistics.mean.to(u)[:, None, None])
+    return drawn
 
 
 SPILL = 2 ** 28      # bytes; larger results lie in a temporary file, where the system can move them out of memory
@@ -159,7 +161,7 @@ def _space(shape, like):
 def _travels(model, path, grids, noises, temperature, extrapolate, r, share):
     "A function `latents(z, window)` that yields (1, 48, h, w), the tile's latent at each of `grids`, numbers or maps on the latent's grid."
     def latents(z, window):
-        for factor, noise in zip(grids, noises):
+        for factor, noise in zip(grids, noises, strict=True):
             known = z
             if path == 'transport':
                 start = source(z, factor)      # of the whole map: all tiles start from the same image
@@ -211,7 +213,7 @@ def generate_scene(model, hr, lr, factors, path='linear', generators=None, tempe
     windows = tiles(*padded.shape[-2:], tile, margin)
     read = _reader(model, padded, {f: pad_to_multiple(image)[0] for f, image in lr.items()})
     shape = (1, 48, padded.shape[-2] // 4, padded.shape[-1] // 4)
-    noises = [_noise(shape, generator, statistics, hr) for _, generator in zip(factors, generators, strict=True)] if path in DRAWING else [None] * len(factors)
+    noises = _noises(shape, generators, statistics, hr) if path in DRAWING else [None] * len(factors)
     r = _correlations(model, windows, read) if path in ('slerp', 'preserving', 'renewing') and len(windows) > 1 else None
     grids = [reduce_map(factor) if torch.is_tensor(factor) else factor for factor in factors]
     latents = _travels(model, path, grids, noises, temperature, extrapolate, r, share)
