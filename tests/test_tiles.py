@@ -74,7 +74,7 @@ def test_cores_cover_the_image_once_and_windows_hold_the_margin(height, width, t
 
 # ---------------------------------------------------------------- what the images are
 
-@pytest.mark.parametrize('name, path', [('trained', 'linear'), ('trained', 'preserving'), ('trained', 'sample'), ('random', 'linear'), ('random', 'sample'), ('shaken', 'sample')])
+@pytest.mark.parametrize('name, path', [('trained', 'linear'), ('trained', 'preserving'), ('trained', 'renewing'), ('trained', 'sample'), ('random', 'linear'), ('random', 'sample'), ('shaken', 'sample')])
 def test_seams_are_below_one_grey_level(models, pairs, name, path):
     scene = read_set(pairs)[0]
     whole = make(models[name], scene, path, 0)
