@@ -28,8 +28,8 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from .core import InterflowError, encode_image, make_generator, pick_device, progress, read_json, read_pixels, to_tensor, whole_file, write_image, write_json
-from .data import FACTOR_OF_LABEL, begin_folder, factor_folder, parse_factors, read_scene
+from .core import InterflowError, encode_image, make_generator, pick_device, progress, read_pixels, to_tensor, whole_file, write_image, write_json
+from .data import FACTOR_OF_LABEL, begin_folder, parse_factors, read_scene
 from .generation import LR_IMAGES, MARGIN, TILE, TOGETHER, check_path, check_tile, generate_scene, smooth_map
 from .metrics import luma
 from .paths import DRAWING, among, positions
@@ -129,7 +129,7 @@ class SetConfig:
 
 # %% ../nbs/19_sets.ipynb #30b3cc2c
 class Job(NamedTuple):
-    "One image to be made: `name` of its scene in the set, `file` and `hr` relative to the set, `factor` a number (of a map: its mean) or None before it is drawn."
+    "One image to be made: `name` of its scene in the set, `file` and `hr` relative to the set."
     scene: str
     draw: int
     wanted: Wanted
@@ -209,9 +209,13 @@ def judge(image, known, round_trip, limits=Limits()):
 
 # %% ../nbs/19_sets.ipynb #c6491238
 class Recorder:
-    "The manifest of one share of the work, `out/manifest/RANK-of-WORLD.jsonl`: lines are appended whole, a torn last line is cut away at the start."
+    """The manifest of one share of the work, `out/manifest/RANK-of-WORLD.jsonl`: lines are appended whole, a torn last line is cut away at the start.
+
+    `records` has what was on record when it began, by file name, and all that this share has added since.
+    """
 
     def __init__(self, out, rank, world):
+        self.records = read_records(out)
         self.path, self.lock = Path(out) / 'manifest' / f'{rank:05d}-of-{world:05d}.jsonl', Lock()
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.file = open(self.path, 'a+b')
@@ -223,6 +227,7 @@ class Recorder:
         with self.lock:
             self.file.write(json.dumps(record).encode() + b'\n')
             self.file.flush()
+            self.records[record['file']] = record
 
 
 def read_records(out):
@@ -333,11 +338,12 @@ def _link(source, target):
             shutil.copyfile(source, temporary)
 
 # %% ../nbs/19_sets.ipynb #6e24c0f4
-def _make(model, scene, jobs, done, context, known, device, statistics, pool):
+def _make(model, scene, jobs, context, known, statistics, pool):
     "Make what is missing of one scene."
-    config = context.config
+    config, done = context.config, context.recorder.records
     groups = [jobs[k:k + TOGETHER] for k in range(0, len(jobs), TOGETHER)]
     jobs = [job for group in groups for job in group if any(one.file not in done for one in group)]
+    missing = {job.file for job in jobs if job.file not in done}
     if not jobs:
         return
     for job in jobs:      # what a killed writer left
@@ -354,7 +360,7 @@ def _make(model, scene, jobs, done, context, known, device, statistics, pool):
     made = list(images)
     good = reference(hr, lr or made[len(jobs):], config.temperature)
     for job, factor, image, error in zip(jobs, factors, made, errors.tolist()):
-        if job.file not in done:
+        if job.file in missing:
             pool.submit(_finish, image, job, factor, scene, context, good, error)
 
 
@@ -370,7 +376,7 @@ def one_thread(device):
         torch.set_num_threads(before)
 
 # %% ../nbs/19_sets.ipynb #906fbe50
-def _pack(out, config, number, jobs, records):
+def _pack(out, jobs, records, number):
     "Write shard `number` from the files of its `jobs` and remove them."
     import webdataset      # needed for shards alone
     staging, samples = out / '.staging', {}
@@ -410,31 +416,41 @@ class Report(NamedTuple):
     missing: int
 
 
-def make_share(model, scenes, out, config, share=Share(), device='cpu', statistics=None, alive=lambda: True, shown=True):
-    "Make one `Share` of a set that `begin_set` has begun, with progress `shown` or not; stops between scenes when `alive()` says no. See `join`."
+def make_share(model, scenes, out, config, share=Share(), device='cpu', statistics=None, alive=lambda: True, tick=None):
+    """Make one `Share` of a set that `begin_set` has begun; see `join`.
+
+    Stops between scenes when `alive()` says no. `tick()` is called after each scene; without it, progress is shown.
+    """
     out, device, names = Path(out), pick_device(device), [scene.name for scene in scenes]
-    tar, done, recorder = config.format == 'webdataset', read_records(out), Recorder(out, *share)
+    tar, recorder = config.format == 'webdataset', Recorder(out, *share)
     shared = {'path': config.path, 'temperature': config.temperature, 'seed': config.seed, 'model': None if model is None else fingerprint(model)}
     known = needed_factors(model, scenes, config)
     model = None if model is None else _between(model.to(device).eval(), config)
-    size = config.shard if tar else 1
-    units = [range(k, min(k + size, len(scenes))) for k in range(0, len(scenes), size)]
-    bar = progress(total=sum(len(unit) for unit in units[share.rank::share.world]), description=f'generate ({config.path})', unit='scene', shown=shown)
+    units = _units(config, len(scenes), share)
+    bar = progress(total=sum(map(len, units.values())), description=f'generate ({config.path})', unit='scene', shown=tick is None)
     with one_thread(device), bar, recorder.file:
-        for number, unit in list(enumerate(units))[share.rank::share.world]:
-            jobs = [job for i in unit for job in plan(config, names, i)]
-            if not (tar and (out / _shard_name(number)).exists()):
-                with Pool() as pool:
-                    for i in unit:
-                        if not alive():
-                            return
-                        context = Context(out, out / '.staging' if tar else out, config, recorder, {**shared, **({'shard': _shard_name(number)} if tar else {})})
-                        _make(model, scenes[i], plan(config, names, i), done, context, known(scenes[i]), device, statistics, pool)
-                        bar.update()
-                if tar:
-                    _pack(out, config, number, jobs, read_records(out))
-            elif tar:
+        for number, unit in units.items():
+            plans = {i: plan(config, names, i) for i in unit}
+            jobs = [job for jobs in plans.values() for job in jobs]
+            if tar and (out / _shard_name(number)).exists():
                 _clean(out / '.staging', jobs)
+                continue
+            shard = {'shard': _shard_name(number)} if tar else {}
+            context = Context(out, out / '.staging' if tar else out, config, recorder, {**shared, **shard})
+            with Pool() as pool:
+                for i in unit:
+                    if not alive():
+                        return
+                    _make(model, scenes[i], plans[i], context, known(scenes[i]), statistics, pool)
+                    (tick or bar.update)()
+            if tar:
+                _pack(out, jobs, recorder.records, number)
+
+
+def _units(config, count, share):
+    "What is dealt out of `count` scenes, the part of one share: scenes or, for WebDataset, whole shards; number -> range of scenes."
+    size = config.shard if config.format == 'webdataset' else 1
+    return {k: range(k * size, min((k + 1) * size, count)) for k in range(share.rank, -(-count // size), share.world)}
 
 
 def join(out, config, scenes):
@@ -563,23 +579,27 @@ def _spawn(processes, share, arguments, device, statistics):
     context = torch.multiprocessing.get_context('spawn')
     out, config, scenes = Path(arguments[2]), arguments[3], arguments[1]
     shares = [Share(share.rank + share.world * k, share.world * processes) for k in range(processes)]
-    workers = [context.Process(target=_work, args=(os.getpid(), arguments, one, device, statistics)) for one in shares]
-    total = len(scenes) * config.draws * len(config.factors)
-    with progress(total=total, description=f'generate ({config.path}, {processes} processes)', unit='image') as bar:
+    made = context.Value('q', 0)      # scenes, by all
+    workers = [context.Process(target=_work, args=(os.getpid(), arguments, one, device, statistics, made)) for one in shares]
+    total = sum(map(len, _units(config, len(scenes), share).values()))
+    with progress(total=total, description=f'generate ({config.path}, {processes} processes)', unit='scene') as bar:
         for worker in workers:
             worker.start()
         while any(worker.is_alive() for worker in workers) and not any(worker.exitcode for worker in workers):
-            bar.update(len(read_records(out)) - bar.n)
+            bar.update(made.value - bar.n)
             time.sleep(.2)
         for worker in workers:
             if any(other.exitcode for other in workers):
                 worker.terminate()
             worker.join()
-        bar.update(len(read_records(out)) - bar.n)
+        bar.update(made.value - bar.n)
     if failed := [worker for worker in workers if worker.exitcode]:
         raise InterflowError(f'{out}: a process of the generation ended with code {failed[0].exitcode} (its message is above); once mended, the same command goes on')
 
 
-def _work(parent, arguments, share, device, statistics):
+def _work(parent, arguments, share, device, statistics, made):
     "One process of `generate`; it ends with its parent, even one that was killed."
-    make_share(*arguments, share, device, statistics, lambda: os.getppid() == parent, shown=False)      # the parent shows the progress of all
+    def tick():
+        with made.get_lock():
+            made.value += 1
+    make_share(*arguments, share, device, statistics, lambda: os.getppid() == parent, tick)
