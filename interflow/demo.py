@@ -22,6 +22,7 @@ from .camera import shoot
 from .core import derive_seed, make_generator, photographs, pick_device, progress, read_image, read_json, whole_file, write_csv, write_image, write_json
 from .data import begin_folder, read_set, simulate
 from .generation import generate_scene
+from .latents import COLOURS as PATH_COLOURS
 from .losses import LossWeights
 from .metrics import mtf50, noise_by_brightness, noise_std
 from .model import InterFlowConfig
@@ -141,7 +142,7 @@ def judge_generation(model, scenes, photos, config):
 GENERATORS = ('true', 'pixels', 'linear', 'sample')
 
 # %% ../nbs/50_demo.ipynb #e3bf899a
-COLOURS = {'true': '#000000', 'x2+x4': '#999999', 'pixels': '#E69F00', 'linear': '#0072B2', 'sample': '#009E73', 'oracle x3': '#CC79A7', 'bicubic': '#666666'}
+COLOURS = {**PATH_COLOURS, 'oracle x3': '#CC79A7'}      # the house's, but for the oracle, which black would hide behind the truth
 STYLES = {'pixels': 'o-', 'linear': 'x:'}      # these two often coincide: both stay visible
 
 
