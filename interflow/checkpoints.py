@@ -35,6 +35,7 @@ def load_config(folder, config_class, kind):
     if not isinstance(stored, dict) or stored.pop('kind', None) != kind:
         raise InterflowError(f'{path}: does not describe a model of kind {kind}; give the folder of such a model')
     names = {field.name for field in dataclasses.fields(config_class)}
+    stored = {**({'moments': 0} if 'moments' in names else {}), **stored}      # models saved before this setting have the published prior
     if set(stored) != names:
         raise InterflowError(f'{path}: settings {sorted(set(stored) ^ names)} are unknown or missing; the file is of another version or was edited')
     try:

@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 
 from .core import InterflowError, pad_to_multiple
-from .paths import DRAWING, NEEDS, positions, reduce_map, source, travel, whitened_pair
-from .prior import symmetric_sqrt
+from .paths import DRAWING, NEEDS, reduce_map, source, travel, whitened_pair
+from .prior import positions, symmetric_sqrt
 
 # %% ../nbs/17_generation.ipynb #d05c679c
 PATHS = ('pixels', *NEEDS)
@@ -107,12 +107,13 @@ def _correlations(model, windows, read):
 
 
 def _reader(model, hr, lr):
-    "A function of a window: `(cond, latents)` there, the latents a dict of trained factor -> (1, 48, h, w), of all images in `lr`."
+    "A function of a window: `(cond, latents)` there, the latents, normalised, a dict of trained factor -> (1, 48, h, w), of all images in `lr`."
     device, images = model.prior.means.device, torch.stack(list(lr.values())) if lr else None
 
     def read(window):
         cond = model.condition(part(hr, window)[None].to(device))
-        return cond, dict(zip(lr, model.encode(part(images, window).to(device), cond)[0].split(1))) if lr else {}
+        z = model.encode(part(images, window).to(device), cond)[0].split(1) if lr else []
+        return cond, {factor: model.normalise(one, cond, factor) for factor, one in zip(lr, z)}
     return read
 
 # %% ../nbs/17_generation.ipynb #6032cb96
@@ -131,8 +132,9 @@ def latent_statistics(model, hr, lr, factor):
     """
     _check_sizes(hr, {factor: lr})
     padded, device = pad_to_multiple(torch.stack([hr, lr]))[0], model.prior.means.device
-    z, _ = model.encode(padded[1:].to(device), model.condition(padded[:1].to(device)))
-    vectors = model.prior.whiten(z, factor)[0].flatten(1)
+    cond = model.condition(padded[:1].to(device))
+    z, _ = model.encode(padded[1:].to(device), cond)
+    vectors = model.prior.whiten(model.normalise(z, cond, factor), factor)[0].flatten(1)
     return LatentStatistics(vectors.mean(1), symmetric_sqrt(torch.cov(vectors.double())).to(vectors))
 
 
@@ -159,8 +161,8 @@ def _space(shape, like):
 
 # %% ../nbs/17_generation.ipynb #95786a28
 def _travels(model, path, grids, noises, temperature, extrapolate, r, share):
-    "A function `latents(z, window)` that yields (1, 48, h, w), the tile's latent at each of `grids`, numbers or maps on the latent's grid."
-    def latents(z, window):
+    "A function `latents(z, window, cond)` that yields (1, 48, h, w), the tile's latent at each of `grids`, numbers or maps on the latent's grid."
+    def latents(z, window, cond):
         for factor, noise in zip(grids, noises, strict=True):
             known = z
             if path == 'transport':
@@ -169,14 +171,14 @@ def _travels(model, path, grids, noises, temperature, extrapolate, r, share):
             here = part(factor, window, 1) if torch.is_tensor(factor) else factor
             noise = None if noise is None else part(noise, window, 1).to(model.prior.means)
             shape = None if noise is None else noise.shape
-            yield travel(model.prior, path, known, here, shape, None, temperature, extrapolate, r, noise, share)
+            yield model.restore(travel(model.prior, path, known, here, shape, None, temperature, extrapolate, r, noise, share), cond, here)
     return latents
 
 
 def _make_tile(model, read, latents, window, errors):
     "The images of one tile, (at most TOGETHER, 3, h, w) at a time; `errors` (F,) is raised to their round trips'."
     cond, z = read(window)
-    of_tile, done = latents(z, window), 0
+    of_tile, done = latents(z, window, cond), 0
     while group := list(islice(of_tile, TOGETHER)):
         group = torch.cat(group)
         images = model.decode(group, cond)

@@ -15,8 +15,7 @@ import torch
 
 from .core import InterflowError, check_image
 from .losses import dequantise
-from .paths import place
-from .prior import transport_map
+from .prior import place, transport_map
 
 # %% ../nbs/40_latents.ipynb #4204e139
 def gaussians(prior, factors, extrapolate=False):

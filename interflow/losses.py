@@ -81,7 +81,7 @@ def interflow_loss(model, batch, generator=None, weights=LossWeights()):
     cond, pixels = model.condition(batch['hr']), lr.shape[-2] * lr.shape[-1]
     z, log_det = model.encode(lr.flatten(0, 1), cond)
     true = torch.arange(count, device=lr.device).repeat_interleave(scenes)
-    densities = model.prior.log_probs(z)                         # of every latent at every factor, the true one among them
+    densities = torch.stack([model.log_density(z, cond, factor) for factor in model.prior.factors], 1)      # the true one among them
     log_prob = densities.gather(1, true[:, None])[:, 0] + log_det
     terms = {'nll': nll(log_prob, pixels).mean(), **_decoded_terms(model, lr, z.unflatten(0, (count, scenes)), cond, generator, weights),
              'bottleneck': information_bottleneck(posterior(densities, pixels), true).mean()}
@@ -97,7 +97,7 @@ def _decoded_terms(model, lr, z, cond, generator, weights):
     position = torch.rand(scenes, generator=generator, device=lr.device, dtype=lr.dtype)     # the factor is uniform, so is a
     latents = [mix(z[low], z[high], position)]
     if weights.pixel:
-        latents += [mean.expand(cond.shape) for mean in model.prior.means]
+        latents += [model.restore(mean.expand(cond.shape), cond, factor) for mean, factor in zip(model.prior.means, model.prior.factors)]
     decoded = model.decode(torch.cat(latents), cond).unflatten(0, (len(latents), scenes))
     terms = {'consistency': consistency(decoded[0], dequantise(mix(lr[low], lr[high], position), generator))}
     if weights.pixel:

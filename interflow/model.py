@@ -16,7 +16,7 @@ from .core import InterflowError
 from .encoder import Encoder
 from .fast import FastForm
 from .flow import ConditionalFlow, PlainForm
-from .prior import GaussianPrior
+from .prior import GaussianPrior, MomentNet, Moments, normalise, restore
 
 # %% ../nbs/12_model.ipynb #3ca58974
 @dataclass(frozen=True)
@@ -30,12 +30,15 @@ class InterFlowConfig:
     hidden: int = 64                 # width of the coupling networks
     steps: int = 16                  # conditional steps per level
     plain_steps: int = 2             # steps without coupling per level
+    moments: int = 0                 # of the prior that depend on the HR image: 0 none, as published; 1 the mean; 2 mean and scale
 
     def __post_init__(self):
         object.__setattr__(self, 'factors', tuple(float(f) for f in self.factors))
         object.__setattr__(self, 'taps', tuple(self.taps))
         if list(self.factors) != sorted(set(self.factors)) or not self.factors or self.factors[0] < 1:
             raise InterflowError(f'factors {self.factors}: give one or more different true factors >= 1 in ascending order, such as (2.1, 3.75)')
+        if self.moments not in (0, 1, 2):
+            raise InterflowError(f'moments {self.moments}: give 0 (none), 1 (the mean) or 2 (mean and scale)')
         if not self.taps or not all(0 <= tap < self.blocks for tap in self.taps):
             raise InterflowError(f'taps {self.taps}: give one or more of 0 to {self.blocks - 1}, the blocks of the encoder')
 
@@ -46,18 +49,22 @@ class InterFlowConfig:
 
     @classmethod
     def tiny(cls, factors=(2.1, 3.75)):
-        "The same architecture for minutes on a laptop's CPU: fewer blocks, steps and channels."
-        return cls(factors=factors, channels=48, growth=16, blocks=1, taps=(0,), hidden=24, steps=4)
+        "For minutes on a laptop's CPU: fewer blocks, steps and channels, and a prior that knows the scene."
+        return cls(factors=factors, channels=48, growth=16, blocks=1, taps=(0,), hidden=24, steps=4, moments=2)
 
 # %% ../nbs/12_model.ipynb #27a518b3
 class Condition(NamedTuple):
     "What `InterFlow.condition` found in the HR images; to be handed on, not looked into."
     shape: tuple         # of the latent, (B, 48, H/4, W/4)
     form: object         # the flow for these HR images, a `FastForm` or a `PlainForm`
+    moments: Moments | None = None      # what the prior knows of these HR images, None as published
 
 
 class InterFlow(nn.Module):
     """Conditional normalizing flow of LR images given the HR image, with a Gaussian for each factor.
+
+    With `config.moments` the Gaussian's mean, or mean and scale, depend on the HR image (room 11); `normalise` and `restore` go between
+    the flow's latents and those that the `prior` describes.
 
     `hr`, `lr` (B, 3, H, W) in [0, 1], on the same grid, H and W multiples of 4. `generator` fixes the initial 1x1 convolutions.
     Source: Park, Kim, Baik, Kim, ICML 2023.
@@ -69,6 +76,7 @@ class InterFlow(nn.Module):
         self.encoder = Encoder(config.channels, config.growth, config.blocks, config.taps)
         self.flow = ConditionalFlow(self.encoder.feature_channels, config.hidden, config.steps, config.plain_steps, generator)
         self.prior = GaussianPrior(config.factors)
+        self.moments = MomentNet(self.encoder.feature_channels, config.factors, config.moments) if config.moments else None
 
     def condition(self, hr):
         "Everything that depends on `hr` (B, 3, H, W) alone; `InterflowError` for sizes that are no multiples of 4."
@@ -78,7 +86,13 @@ class InterFlow(nn.Module):
             form = PlainForm(self.flow, fine, coarse)
         else:
             form = FastForm(self.flow, fine, coarse, self.encoder.recompute)
-        return Condition((batch, 48, height // 4, width // 4), form)
+        return Condition((batch, 48, height // 4, width // 4), form, self._moments(coarse))
+
+    def _moments(self, coarse):
+        if self.moments is None:
+            return None
+        with torch.autocast(coarse.device.type, enabled=False):      # densities in full precision
+            return self.moments(coarse.to(self.prior.means.dtype))
 
     def encode(self, lr, cond):
         "`(z, log_det)`: latent (N, 48, H/4, W/4) and log|det dz/dlr| (N,), nats, of `lr` (N, 3, H, W): N images, the same number of each scene, scene index fastest."
@@ -98,11 +112,27 @@ class InterFlow(nn.Module):
         if len(batch) % cond.shape[0]:
             raise InterflowError(f'{len(batch)} images for {cond.shape[0]} scenes: give the same number of images of each scene')
 
+    def normalise(self, z, cond, factor):
+        "`z` (N, 48, h, w) without what the prior knows of the scenes at `factor`, a number or a map (h, w): what the `prior` describes, and paths go through."
+        return z if cond.moments is None else normalise(z, cond.moments.at(self.prior, factor))
+
+    def restore(self, v, cond, factor):
+        "The latent of `v` (N, 48, h, w) at `factor`, the inverse of `normalise`."
+        return v if cond.moments is None else restore(v, cond.moments.at(self.prior, factor))
+
+    def log_density(self, z, cond, factor):
+        "log density of latents `z` (N, 48, h, w) at `factor`, (N,), nats."
+        density = self.prior.log_prob(self.normalise(z, cond, factor), factor)
+        if cond.moments is None:
+            return density
+        log_scale = cond.moments.at(self.prior, factor)[1].sum((1, 2, 3))
+        return density - log_scale.repeat(len(z) // len(log_scale))
+
     def log_prob(self, lr, cond, factor):
         "log p(lr | hr, factor), (B,), nats, for continuous values in [0, 1]; any factor in the trained range."
         z, log_det = self.encode(lr, cond)
-        return self.prior.log_prob(z, factor) + log_det
+        return self.log_density(z, cond, factor) + log_det
 
     def sample(self, cond, factor, generator=None, temperature=1.):
         "An LR image of each scene at `factor`, any float in the trained range: (B, 3, H, W)."
-        return self.decode(self.prior.sample(cond.shape, factor, generator, temperature), cond)
+        return self.decode(self.restore(self.prior.sample(cond.shape, factor, generator, temperature), cond, factor), cond)

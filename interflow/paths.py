@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NEEDS', 'DRAWING', 'carry', 'correlation', 'preserving_weights', 'slerp_weights', 'whitened_pair', 'bridge', 'renew',
-           'reduce_map', 'positions', 'place', 'among', 'source', 'travel']
+           'reduce_map', 'among', 'source', 'travel']
 
 # %% ../nbs/16_paths.ipynb #4c47e440
 import math
@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from .core import InterflowError, pad_to_multiple
-from .prior import GaussianPrior, transport_map
+from .prior import GaussianPrior, place, positions, transport_map
 
 # %% ../nbs/16_paths.ipynb #1803a7ef
 def carry(prior, z, i, j):
@@ -70,35 +70,6 @@ def reduce_map(factors):
     "A map of factors (H, W), one a pixel, on the latent's grid: means of 4x4 pixels, (H/4, W/4); borders mirrored to multiples of 4."
     padded = pad_to_multiple(factors)[0]
     return F.avg_pool2d(padded.double()[None], 4)[0].to(factors.dtype)      # in float64 the mean of equal values is that value
-
-
-def positions(factors, known):
-    """Where `factors`, a float64 tensor, lie among the `known` ones, ascending: `(i, a)`, between number i and i + 1, int64 and float64.
-
-    factor = (1 - a) known[i] + a known[i + 1]; outside the known ones a is below 0 or above 1.
-    """
-    known = torch.tensor(known, dtype=torch.float64)
-    if len(known) == 1:
-        return factors.long() * 0, factors * 0
-    i = torch.bucketize(factors, known[1:-1], right=True)
-    a = (factors - known[i]) / (known[i + 1] - known[i])
-    near = a.round().clamp(0, 1)
-    return i, torch.where((a - near).abs() < 2e-6, near, a)      # a known factor, up to the rounding of a float32
-
-
-def place(prior, factor, size, extrapolate=False):
-    """The `positions` of a latent of `size` (h, w) among the trained factors: `(i, a)`, int64 and float64 (h, w).
-
-    `factor` a number or a map (h, w). Raises `InterflowError` for a factor for which there is no Gaussian (see `GaussianPrior.locate`)
-    or a map of another size.
-    """
-    factors = torch.as_tensor(factor, dtype=torch.float64).cpu()
-    if factors.ndim and factors.shape != tuple(size):
-        raise InterflowError(f'factor: a map of shape {tuple(factors.shape)} for a latent of {tuple(size)}; '
-                             'give a number, or a map on the latent\'s grid (reduce_map)')
-    for extreme in factors.aminmax():      # NaN is both
-        prior.locate(extreme.item(), extrapolate)
-    return positions(factors.expand(size).contiguous(), prior.factors)
 
 
 def among(prior, factors):

@@ -32,7 +32,8 @@ from .core import InterflowError, encode_image, make_generator, pick_device, pro
 from .data import FACTOR_OF_LABEL, begin_folder, parse_factors, read_scene
 from .generation import LR_IMAGES, MARGIN, TILE, TOGETHER, check_path, check_tile, generate_scene, smooth_map
 from .metrics import luma
-from .paths import DRAWING, among, positions
+from .paths import DRAWING, among
+from .prior import positions
 
 # %% ../nbs/19_sets.ipynb #f5a67ecf
 class Wanted(NamedTuple):
