@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['CAMERAS', 'MARGIN', 'BLACK_LEVEL', 'WHITE_LEVEL', 'Camera', 'get_camera', 'Colour', 'draw_colour', 'unprocess',
            'white_balance', 'develop', 'airy_mtf', 'box_mtf', 'sensor_positions', 'project', 'mosaic', 'add_noise',
-           'quantise', 'demosaic', 'register', 'Residuals', 'draw_residuals', 'jpeg', 'check_factor', 'shoot',
-           'slanted_edge', 'measure_mtf']
+           'quantise', 'demosaic', 'register', 'cubic_matrix', 'Residuals', 'draw_residuals', 'jpeg', 'check_factor',
+           'shoot', 'slanted_edge', 'measure_mtf']
 
 # %% ../nbs/01_camera.ipynb #aa633118
 from dataclasses import dataclass
@@ -221,13 +221,13 @@ def register(image, size, factor, phase=(0., 0.), shift=(0., 0.)):
     for pixels, offset, error in zip(size, phase, shift):
         start = sensor_positions(pixels, factor, offset)[0]
         axes.append((torch.arange(pixels, dtype=torch.float64) + error - start) / factor)
-    rows, columns = (_cubic_matrix(axis, count) for axis, count in zip(axes, image.shape[-2:]))
+    rows, columns = (cubic_matrix(axis, count) for axis, count in zip(axes, image.shape[-2:]))
     return rows @ image @ columns.T
 
 
-def _cubic_matrix(positions, count):
-    "(len(positions), count): weights of Keys' cubic convolution at `positions` between `count` samples."
-    distance = (positions[:, None] - torch.arange(count, dtype=torch.float64)).abs()
+def cubic_matrix(positions, count):
+    "(..., P, count): weights of Keys' cubic convolution at `positions` (..., P) between `count` samples at 0, 1, ..."
+    distance = (positions[..., None] - torch.arange(count, dtype=torch.float64)).abs()
     near = (1.5 * distance - 2.5) * distance * distance + 1
     far = ((-.5 * distance + 2.5) * distance - 4) * distance + 2
     return torch.where(distance <= 1, near, torch.where(distance < 2, far, 0.))
@@ -242,14 +242,19 @@ class Residuals:
     offset: float = 0.
 
 
-def draw_residuals(camera, factor, seed=0, scene=''):
-    "The `Residuals` of a shot; none at factor 1, which is the grid onto which all others are registered."
+def draw_residuals(camera, factor, seed=0, scene='', shot: int = 0):
+    "The `Residuals` of the shot number `shot`; none at factor 1, which is the grid onto which all others are registered."
     if factor == 1:
         return Residuals()
-    generator = make_generator(seed, 'camera', camera.name, scene, float(factor), 'residuals')
+    generator = make_generator(seed, 'camera', camera.name, scene, float(factor), 'residuals', *_of_shot(shot))
     bounds = (1., 1., camera.shift, camera.shift, camera.gain, camera.offset)
     phase_y, phase_x, shift_y, shift_x, gain, offset = (_uniform(generator, -bound, bound) for bound in bounds)
     return Residuals((phase_y, phase_x), (shift_y, shift_x), 1 + gain, offset)
+
+
+def _of_shot(number):
+    "The words that shot `number` adds to the seed of what it draws; none for shot 0, so that sets made before there were numbers keep their bytes."
+    return ('shot', number) if number else ()
 
 # %% ../nbs/01_camera.ipynb #49accb96
 def jpeg(image, quality):
@@ -265,13 +270,14 @@ def check_factor(factor):
         raise InterflowError(f'factor {factor}: outside [1, 4]; the camera zooms from 1 (105 mm) to 4 (26.25 mm)')
 
 
-def shoot(photo, factor, camera, seed=0, scene='', noise=True, take=0):
+def shoot(photo, factor, camera, seed=0, scene='', noise=True, take=0, shot: int = 0):
     """Photograph a photograph at a shorter focal length and register the shot onto the photograph's grid.
 
     `photo` (3, H, W) sRGB in [0, 1]; `factor` a float in [1, 4] (105 mm divided by the focal length); `camera` a `Camera` or the
     name of a preset -> (3, H, W) float32 in [0, 1] on the device of `photo`, exact in 8 bits. With `noise=False` the same shot without
-    shot and read noise, without JPEG and not rounded: the truth's mean image. `take` counts repeated shots, which differ in nothing but
-    noise. `seed`, `scene` and `take` decide everything random; the same arguments give the same bytes.
+    shot and read noise, without JPEG and not rounded: the truth's mean image. `shot` counts independent shots: each has a phase, shift, gain,
+    offset and noise of its own, the colour is the scene's. `take` counts repetitions of one shot, which differ in nothing but noise.
+    `seed`, `scene`, `shot` and `take` decide everything random; the same arguments give the same bytes.
     Raises `InterflowError` for a factor outside [1, 4], an unknown camera or an image that is not RGB or not finite.
     """
     camera = get_camera(camera) if isinstance(camera, str) else camera
@@ -279,16 +285,16 @@ def shoot(photo, factor, camera, seed=0, scene='', noise=True, take=0):
     check_image(photo, scene or 'photo')
     if photo.ndim != 3:
         raise InterflowError(f'{scene or "photo"}: has shape {tuple(photo.shape)}, not (3, H, W); give one photograph at a time')
-    colour, residuals = draw_colour(camera, seed, scene), draw_residuals(camera, factor, seed, scene)
+    colour, residuals = draw_colour(camera, seed, scene), draw_residuals(camera, factor, seed, scene, shot)
     raw = mosaic(project(unprocess(photo.cpu(), colour), camera, factor, residuals.phase))
     if noise:
-        raw = add_noise(raw, camera, make_generator(seed, 'camera', camera.name, scene, float(factor), 'noise', take))
+        raw = add_noise(raw, camera, make_generator(seed, 'camera', camera.name, scene, float(factor), 'noise', take, *_of_shot(shot)))
     display = develop(demosaic(quantise(raw), colour), colour)
     display = register(display, photo.shape[-2:], factor, residuals.phase, residuals.shift)
-    shot = (residuals.gain * display + residuals.offset).clamp(0, 1)
+    image = (residuals.gain * display + residuals.offset).clamp(0, 1)
     if noise:
-        shot = to_tensor(to_pixels(shot)) if camera.jpeg_quality is None else jpeg(shot, camera.jpeg_quality)
-    return shot.float().to(photo.device)
+        image = to_tensor(to_pixels(image)) if camera.jpeg_quality is None else jpeg(image, camera.jpeg_quality)
+    return image.float().to(photo.device)
 
 # %% ../nbs/01_camera.ipynb #5da40a1b
 def slanted_edge(size, angle=5., blur=.5, low=.3, high=.7):

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['app', 'Out', 'Seed', 'Device', 'Preset', 'Measures', 'Tile', 'Ensemble', 'choose', 'override', 'simulate', 'train',
-           'generate', 'share_of_work', 'read_statistics', 'train_sr_command', 'sr_sources', 'evaluate_command',
-           'draw_crops', 'upscale_command', 'export_command', 'explore', 'demo', 'main']
+           'generate', 'share_of_work', 'read_statistics', 'judge_command', 'train_sr_command', 'sr_sources',
+           'evaluate_command', 'draw_crops', 'upscale_command', 'export_command', 'explore', 'demo', 'main']
 
 # %% ../nbs/60_cli.ipynb #a7208ed1
 from dataclasses import replace
@@ -52,23 +52,27 @@ def simulate(photos: Annotated[Path, typer.Argument(help='folder of photographs 
 
 
 @app.command()
-def train(data: Annotated[Path, typer.Argument(help='set of pairs: simulated, or a split of RealSR')], out: Out,
+def train(data: Annotated[list[Path], typer.Argument(help='one or more sets of pairs: simulated, or splits of RealSR')], out: Out,
           preset: Preset = 'tiny', factors: Annotated[str, typer.Option(help='true factors to train on')] = '2.1,3.75',
           steps: Annotated[Optional[int], typer.Option(help='optimiser steps  [default: the preset\'s]')] = None,
           batch_size: Annotated[Optional[int], typer.Option(help='scenes a step  [default: the preset\'s]')] = None,
           patch: Annotated[Optional[int], typer.Option(help='crop size, pixels  [default: the preset\'s]')] = None,
           learning_rate: Annotated[Optional[float], typer.Option(help='Adam\'s, at the start  [default: the preset\'s]')] = None,
           save_every: Annotated[Optional[int], typer.Option(help='steps between checkpoints  [default: the preset\'s]')] = None,
+          init: Annotated[Optional[Path], typer.Option(help='folder of a trained flow to start from; of the same sizes, with as many factors')] = None,
           recompute: Annotated[bool, typer.Option('--recompute', help='less memory for more time, the same result')] = False,
           seed: Seed = 0, device: Device = 'auto'):
     "Train a flow on pairs; writes OUT/model."
+    from interflow.checkpoints import load_model
     from interflow.data import read_set
     from interflow.losses import LossWeights
     from interflow.model import InterFlowConfig
     from interflow.training import PRESETS, train_flow
     config = override(choose(PRESETS, preset), steps=steps, batch_size=batch_size, patch=patch, learning_rate=learning_rate, save_every=save_every, recompute=recompute, seed=seed)
     size, weights = {'tiny': (InterFlowConfig.tiny, LossWeights.tiny()), 'paper': (InterFlowConfig.paper, LossWeights())}[preset]
-    _, history = train_flow(read_set(data), out, size(parse_factors(factors)), config, weights, pick_device(device))
+    scenes = [scene for folder in data for scene in read_set(folder)]
+    start = None if init is None else load_model(init)
+    _, history = train_flow(scenes, out, size(parse_factors(factors)), config, weights, pick_device(device), start)
     typer.echo(f'{history[-1]["bits_per_dim"]:.3f} bits per dimension at the last step: {out / "model"}')
 
 # %% ../nbs/60_cli.ipynb #175c2bbe
@@ -83,25 +87,27 @@ def generate(model: Annotated[Path, typer.Argument(help='folder of a trained flo
              draws: Annotated[int, typer.Option(help='images of each scene and factor')] = 1,
              temperature: Annotated[float, typer.Option(help='scales the distance from the mean of the factor; 1 is the learned amount')] = 1.,
              share: Annotated[Optional[float], typer.Option(help='of noise in the latents, 0 to 1, for path renewing  [default: all that the two latents do not have in common]')] = None,
+             band: Annotated[bool, typer.Option(help='bring images into the band of their factor: take out what no sensor of that pitch could have recorded')] = True,
              like: Annotated[Optional[str], typer.Option(help="HR,LR,FACTOR: two image files and a number; path sample then draws noise with the statistics of this pair")] = None,
              extrapolate: Annotated[bool, typer.Option('--extrapolate', help='allow factors beyond the trained range, as far as there are Gaussians')] = False,
              tile: Annotated[int, typer.Option(help='larger scenes are made in tiles of this side, pixels, which bounds the memory; 0: as a whole')] = 640,
              format: Annotated[str, typer.Option(help="'png', 'webp' (lossless) or 'webdataset' (tar shards)")] = 'png',
              names: Annotated[str, typer.Option(help="'published' (scale_2.5/Canon_001_LR3.png) or 'factor' (x2.5/NAME.png)")] = 'published',
              shard: Annotated[int, typer.Option(help='scenes of a WebDataset shard')] = 32,
+             check: Annotated[str, typer.Option(help="'full', every image; 'sample', the costly round trip for one scene in ten; 'none'")] = 'full',
              processes: Annotated[int, typer.Option(help='processes on this machine; 0: one on a GPU, else one a core, at most four')] = 0,
              rank: Annotated[Optional[int], typer.Option(help="number of this machine, from 0  [default: torchrun's]")] = None,
              world: Annotated[Optional[int], typer.Option(help="number of machines that share the work  [default: torchrun's, or 1]")] = None,
              resume: Annotated[bool, typer.Option(help='go on with a folder that holds the same set; --no-resume refuses it')] = True,
              seed: Seed = 0, device: Device = 'auto'):
-    "Make LR images of every scene at any factors; each is checked, and set aside with the reason where it fails."
+    "Make LR images of every scene at any factors; each is checked, and set aside with the reason where it fails (exit code 2 where all do)."
     from interflow.checkpoints import load_model
     from interflow.data import read_scenes
     from interflow.sets import SetConfig, best_processes, generate as run, parse_wanted, published_mode
     if factors and modes is not None:
         raise InterflowError(f'factors {factors} and modes {modes}: give one of the two')
     wanted, between = published_mode(modes) if modes is not None else (parse_wanted(factors or '2.3,2.6,3.0,3.3,3.6'), None)
-    config = SetConfig(wanted, path or ('sample' if modes is None else 'linear'), seed, draws, temperature, between, extrapolate, share, tile, format=format, names=names, shard=shard)
+    config = SetConfig(wanted, path or ('sample' if modes is None else 'linear'), seed, draws, temperature, between, extrapolate, share, band, tile, format=format, names=names, shard=shard, check=check)
     flow, scenes, (share, device) = load_model(model), read_scenes(data), share_of_work(rank, world, device)
     processes = processes or (best_processes(device, scenes) if share.world == 1 else 1)
     report = run(flow, scenes, out, config, device, processes, share, read_statistics(flow, like, config), resume)
@@ -135,6 +141,37 @@ def read_statistics(model, like, config):
         raise InterflowError(f'like {like}: path {config.path} draws no noise; use path sample')
     return latent_statistics(model, read_image(hr), read_image(lr), factor)
 
+# %% ../nbs/60_cli.ipynb #c7f5c11d
+@app.command('judge')
+def judge_command(model: Annotated[Path, typer.Argument(help='folder of a trained flow, or of a set that `generate` made')],
+                  data: Annotated[Path, typer.Argument(help='plain folder of photographs (the truth is simulated, all measures), or a set of pairs, real or simulated')],
+                  factors: Annotated[Optional[str], typer.Option(help="true factors, such as 2.1,3.0,3.75  [default: all of the set, or the flow's own and the middle]")] = None,
+                  path: Annotated[str, typer.Option(help="'sample' (HR alone), or 'linear', 'slerp', 'preserving', 'renewing', 'transport', 'pixels', which start from LR images")] = 'sample',
+                  draws: Annotated[int, typer.Option(help='generated images of each scene and factor')] = 5,
+                  shots: Annotated[int, typer.Option(help='true ones, with photographs')] = 5,
+                  camera: Annotated[str, typer.Option(help="that photographs: 'canon' or 'nikon'")] = 'canon',
+                  out: Annotated[Optional[Path], typer.Option(help='folder for judge.csv, .json, .txt and .png')] = None,
+                  name: Annotated[str, typer.Option(help='of these files')] = 'judge',
+                  band: Annotated[bool, typer.Option(help='bring what the flow makes back into the band of its factor')] = True,
+                  classifier: Annotated[bool, typer.Option(help='the test by a small network, which needs two scenes')] = True,
+                  seed: Seed = 0, device: Device = 'auto'):
+    """How realistic are the images of a flow, or of a generated set? Against a table of what a perfect answer scores.
+
+    interflow judge data/weights/flow data/photos/test --factors 2.1,2.5,3.0,3.5,3.75 --out benchmarks --name realism
+
+    interflow judge runs/flow/model sets/RealSR/test --factors 3.0
+    """
+    from interflow.data import read_scenes
+    from interflow.judging import NEED_SHOTS, format_judgement, judge, write_judgement
+    settings = dict(factors=parse_factors(factors) if factors else None, path=path, draws=draws, shots=shots, camera=camera, band=band, classify=classifier, seed=seed)
+    scenes = read_scenes(data)
+    judgement = judge(model, scenes, **settings, device=pick_device(device))
+    if out:
+        write_judgement(judgement, out, {'judged': str(model), 'data': str(data), **settings}, name)
+    typer.echo(format_judgement(judgement.summary))
+    if scenes[0].lr:
+        typer.echo(f'Left out, because they need several shots of each scene: {NEED_SHOTS}. Give photographs for them.')
+
 # %% ../nbs/60_cli.ipynb #3f5bd1d9
 Measures = Annotated[str, typer.Option(help='of psnr_y, ssim_y, psnr_rgb, ssim_rgb, lpips_vgg, st_lpips_vgg, flip')]
 Tile = Annotated[int, typer.Option(help='larger images are made in tiles of this side, pixels, which bounds the memory; 0: as a whole')]
@@ -149,6 +186,7 @@ def train_sr_command(data: Annotated[list[Path], typer.Argument(help='one or mor
                      weights: Annotated[Optional[str], typer.Option(help="how often to draw from each set, and last from the flow, such as 2,1; 0 leaves one out  [default: all alike]")] = None,
                      flow: Annotated[Optional[Path], typer.Option(help='folder of a trained flow, which makes images of the first set while training')] = None,
                      flow_path: Annotated[str, typer.Option(help="'linear', 'slerp', 'preserving', 'renewing' (both LR images), 'transport' (one), 'sample' (HR alone)")] = 'sample',
+                     flow_band: Annotated[bool, typer.Option(help="bring the flow's images into the band of their factor")] = True,
                      flow_factors: Annotated[Optional[str], typer.Option(help="'2.5,3.0' to choose from, or '2.2:3.6', any between  [default: the trained range]")] = None,
                      steps: Annotated[Optional[int], typer.Option(help='optimiser steps  [default: the preset\'s]')] = None,
                      batch_size: Annotated[Optional[int], typer.Option(help='crops a step  [default: the preset\'s]')] = None,
@@ -161,12 +199,12 @@ def train_sr_command(data: Annotated[list[Path], typer.Argument(help='one or mor
     from interflow.sr.training import sr_preset, train_sr
     config = override(sr_preset(network, preset), steps=steps, batch_size=batch_size, patch=patch, learning_rate=learning_rate, save_every=save_every, seed=seed)
     settings = network_config(network, size or preset)
-    sources = sr_sources(data, factors, weights, flow, flow_path, flow_factors)
+    sources = sr_sources(data, factors, weights, flow, flow_path, flow_factors, flow_band)
     _, history = train_sr(sources, out, settings, config, pick_device(device))
     typer.echo(f'L1 {history[-1]["loss"]:.4f} at the last step: {out / "model"}')
 
 
-def sr_sources(data, factors, weights, flow, path, flow_factors):
+def sr_sources(data, factors, weights, flow, path, flow_factors, band: bool = True):
     "The sources that `train-sr` was told of, those of weight 0 left out; `InterflowError` where the weights are not one for each."
     from interflow.checkpoints import load_model
     from interflow.data import read_scenes
@@ -183,7 +221,7 @@ def sr_sources(data, factors, weights, flow, path, flow_factors):
     if flow is not None and shares[-1]:
         ends = parse_factors(flow_factors.replace(':', ',')) if (flow_factors or '').count(':') == 1 else None
         some = parse_factors(flow_factors) if flow_factors and not ends else None
-        sources.append(FlowSource(load_model(flow), read_scenes(data[0]), path, some, ends, shares[-1]))
+        sources.append(FlowSource(load_model(flow), read_scenes(data[0]), path, some, ends, shares[-1], band=band))
     return sources
 
 

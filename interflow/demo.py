@@ -332,5 +332,5 @@ def write_report(out, config, train, test, rows, results, seconds):
 def smoke_config():
     "Settings that only show that the parts work together: two small scenes a split, a few steps."
     flow, sr = replace(PRESETS['tiny'], steps=12, batch_size=2, patch=32, save_every=5), replace(SR_PRESETS['tiny'], steps=12, batch_size=2, patch=32, save_every=5)
-    open_gate = Limits(1., 255., 1e6, 1e6)      # a flow of a few steps makes nothing that would pass
+    open_gate = Limits(1e6, 1e6)      # a flow of a few steps makes nothing that would pass
     return DemoConfig(generated=(2.5, 3.0), judged=(2.5, 3.0), scenes=2, crop=128, flow=flow, sr=sr, limits=open_gate)

@@ -15,6 +15,7 @@ import tempfile
 import torch
 import torch.nn.functional as F
 
+from .band import to_band
 from .core import InterflowError, pad_to_multiple
 from .paths import DRAWING, NEEDS, reduce_map, source, travel, whitened_pair
 from .prior import positions, symmetric_sqrt
@@ -192,16 +193,24 @@ def _make_tile(model, read, latents, window, errors):
 
 TOGETHER = 2      # factors decoded in one batch
 
+# %% ../nbs/17_generation.ipynb #b2679bee
+def _into_band(made, factors):
+    "The images `made` (F, 3, H, W), one after the other, each in the band of its factor; they are replaced where they lie."
+    work = _space(made.shape[1:], made)
+    for image, factor in zip(made, factors):
+        yield image.copy_(to_band(image, factor, None, work))
+
 # %% ../nbs/17_generation.ipynb #b4b61d0d
 @torch.inference_mode()
-def generate_scene(model, hr, lr, factors, path='linear', generators=None, temperature=1., tile=TILE, margin=MARGIN, extrapolate=False, statistics=None, errors=None, share=None):
+def generate_scene(model, hr, lr, factors, path='linear', generators=None, temperature=1., tile=TILE, margin=MARGIN, extrapolate=False, statistics=None, errors=None, share=None, band: bool = True):
     """LR images of one scene: yields (3, H, W), values not clipped, one for each of `factors`, numbers or maps (H, W).
 
     `hr` (3, H, W) in [0, 1] of any size (mirrored to multiples of 4 and cropped back); `lr` dict of trained factor -> (3, H, W): both neighbours
     of the factor, one for `transport`, empty for `sample`; `generators` one per factor, where `hr` is, for `sample` and `renewing`. `temperature`, `extrapolate`, `share` as for `travel`;
     `statistics`, for `sample`: `LatentStatistics` to draw by. An image of more than `tile` * `tile` pixels is made in tiles of that size, `margin`
     pixels on each side of a tile being its neighbours'; 0 or None makes it as a whole. `errors` (F,), zeros, receives for each image the largest
-    difference between its latent and the latent of its decoded self, in standard deviations.
+    difference between its latent and the latent of its decoded self, in standard deviations, before the band. With `band` each image is brought
+    into the band of its factor (room 16a) when its tiles are joined, but for `pixels`, which stays a blend of photographs.
     What lives in memory is one tile; images and drawn noise are kept where `hr` is, on the CPU beyond `SPILL` bytes in temporary files.
     Raises `InterflowError` for an unknown path, a factor without a Gaussian, missing LR images, images of different size, a tile that cannot be.
     """
@@ -223,7 +232,7 @@ def generate_scene(model, hr, lr, factors, path='linear', generators=None, tempe
     for core, window in windows:
         for images, target in zip(_make_tile(model, read, latents, window, errors), made.split(TOGETHER)):
             part(target, core).copy_(part(images, within(core, window)))
-    yield from made[..., :height, :width]
+    yield from _into_band(made[..., :height, :width], factors) if band else made[..., :height, :width]
 
 
 def _check_sizes(hr, lr):

@@ -15,7 +15,7 @@ import torch
 
 from .core import InterflowError, check_image
 from .losses import dequantise
-from .prior import place, transport_map
+from .prior import Moments, normalise, place, transport_map
 
 # %% ../nbs/40_latents.ipynb #4204e139
 def gaussians(prior, factors, extrapolate=False):
@@ -32,11 +32,18 @@ def gaussians(prior, factors, extrapolate=False):
     moved = torch.lerp(identity.expand(len(a), -1, -1), maps[i], a[:, None, None]) @ roots[i]
     return torch.lerp(means[i], means[i + 1], a), moved
 
-
+# %% ../nbs/40_latents.ipynb #ffecf63c
 @torch.no_grad()
-def log_densities(prior, z, factors, extrapolate=False):
-    "log density of the latents `z` (B, C, h, w) at the `factors` (G,), summed over positions: (B, G), nats, float64; without gradients."
+def log_densities(prior, z, factors, extrapolate=False, moments: Moments | None = None):
+    """log density of the latents `z` (B, C, h, w) at the `factors` (G,), summed over positions: (B, G), nats, float64; without gradients.
+
+    `moments` what the prior knows of the scenes (`cond.moments`), None as published; B is then a multiple of their number of scenes,
+    scene index fastest. Without them the latents are read once for all factors, with them once for each factor.
+    `InterflowError` for a factor for which there is no Gaussian.
+    """
     means, roots = gaussians(prior, factors, extrapolate)
+    if moments is not None:
+        return _moving_densities(prior, z, factors, means, roots, moments)
     vectors = z.double().flatten(2)                                   # (B, C, n)
     count, mean, second = vectors.shape[-1], vectors.mean(-1), vectors @ vectors.mT / vectors.shape[-1]
     inverse = torch.linalg.inv(roots)
@@ -45,6 +52,18 @@ def log_densities(prior, z, factors, extrapolate=False):
     energy = torch.einsum('gij,bij->bg', precision, second) - 2 * means * (mean @ rows.T) + means ** 2 * rows.sum(-1)
     constant = 2 * torch.linalg.slogdet(roots)[1] + roots.shape[-1] * np.log(2 * np.pi)
     return -.5 * count * (energy + constant)
+
+# %% ../nbs/40_latents.ipynb #c89f5ac2
+def _moving_densities(prior, z, factors, means, roots, moments):
+    "`log_densities` where each factor sees other values: those of `z` without the scene's mean and scale at that factor."
+    found = []
+    for factor, mean, root in zip(factors.tolist(), means, roots):
+        here = moments.at(prior, factor)
+        u = torch.linalg.inv(root).to(z) @ (normalise(z, here) - mean.to(z)).flatten(2)
+        scale = here[1].double().sum((1, 2, 3)).repeat(len(z) // len(here[1]))
+        constant = torch.linalg.slogdet(root)[1] + .5 * len(root) * np.log(2 * np.pi)
+        found.append(-.5 * u.square().sum((1, 2), dtype=torch.float64) - u.shape[-1] * constant - scale)
+    return torch.stack(found, 1)
 
 # %% ../nbs/40_latents.ipynb #8641c650
 def log_posterior(log_probs, grid, temperature):
@@ -116,8 +135,9 @@ def estimate_factor(model, lr, hr, temperature, level=.95, beyond=0., generator=
     if check_image(lr, 'lr').shape != check_image(hr, 'hr').shape or lr.ndim != 4:
         raise InterflowError(f'lr has shape {tuple(lr.shape)}, hr {tuple(hr.shape)}; give both as (B, 3, H, W) on the same grid')
     bits = dequantise(torch.zeros_like(lr[:1]), generator)      # as stored, latents would be too short: see room 42; the same for all, in any order
-    z, _ = model.encode(lr + bits, model.condition(hr))
-    return summarise_posterior(log_densities(model.prior, z, grid, extrapolate=beyond > 0), grid, temperature, level)
+    cond = model.condition(hr)
+    densities = log_densities(model.prior, model.encode(lr + bits, cond)[0], grid, beyond > 0, cond.moments)
+    return summarise_posterior(densities, grid, temperature, level)
 
 # %% ../nbs/40_latents.ipynb #5a10c002
 COLOURS = {'true': '#000000', 'pixels': '#E69F00', 'linear': '#0072B2', 'slerp': '#56B4E9', 'preserving': '#D55E00', 'renewing': '#5D3A9B', 'transport': '#CC79A7', 'sample': '#009E73',

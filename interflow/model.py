@@ -113,11 +113,14 @@ class InterFlow(nn.Module):
             raise InterflowError(f'{len(batch)} images for {cond.shape[0]} scenes: give the same number of images of each scene')
 
     def normalise(self, z, cond, factor):
-        "`z` (N, 48, h, w) without what the prior knows of the scenes at `factor`, a number or a map (h, w): what the `prior` describes, and paths go through."
+        """`z` (N, 48, h, w) without what the prior knows of the scenes at `factor`: what the `prior` describes, and paths go through.
+
+        `factor` a number, a map (h, w), or a list of either, one for each scene.
+        """
         return z if cond.moments is None else normalise(z, cond.moments.at(self.prior, factor))
 
     def restore(self, v, cond, factor):
-        "The latent of `v` (N, 48, h, w) at `factor`, the inverse of `normalise`."
+        "The latent of `v` (N, 48, h, w) at `factor`, a number, a map or a list: the inverse of `normalise`."
         return v if cond.moments is None else restore(v, cond.moments.at(self.prior, factor))
 
     def log_density(self, z, cond, factor):

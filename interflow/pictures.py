@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['principal', 'along_axes', 'draw_gaussians', 'axis_patches', 'draw_axes', 'autocorrelation', 'draw_residuals', 'walk',
-           'draw_shells', 'axis_correlations', 'draw_correlation', 'blocks', 'draw_posterior', 'factor_map',
-           'draw_maps', 'between', 'embed', 'draw_embedding', 'block_spectra', 'draw_strips', 'draw_spectra',
-           'film_frames', 'write_film']
+           'draw_shells', 'axis_correlations', 'draw_correlation', 'blocks', 'block_moments', 'draw_posterior',
+           'factor_map', 'draw_maps', 'between', 'embed', 'draw_embedding', 'block_spectra', 'draw_strips',
+           'draw_spectra', 'film_frames', 'write_film']
 
 # %% ../nbs/42_pictures.ipynb #91c70004
 from pathlib import Path
@@ -16,12 +16,13 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
+from .band import to_band
 from .core import InterflowError, check_image, make_generator, to_pixels, whole_file
 from .generation import blend_pixels
 from .latents import COLOURS, MARKS, factor_colours, log_densities, log_posterior, style, summarise_posterior
 from .metrics import noise_spectrum
 from .paths import carry, correlation, travel
-from .prior import transport_map
+from .prior import Moments, transport_map
 
 # %% ../nbs/42_pictures.ipynb #91c70012
 def principal(prior, factor):
@@ -37,7 +38,8 @@ def principal(prior, factor):
 def along_axes(prior, z, factor):
     """The latent `z` (B, C, h, w) along the principal axes of the Gaussian at `factor`, in standard deviations of each: float64.
 
-    Standard normal and independent where the prior is right. `InterflowError` for another shape, or values that are not finite.
+    `z` as the prior describes it (`model.normalise`, where it knows the scene). Standard normal and independent where the prior is
+    right. `InterflowError` for another shape, or values that are not finite.
     """
     mean, variances, axes = principal(prior, factor)
     if z.ndim != 4 or z.shape[1] != len(axes) or not torch.isfinite(z).all():
@@ -96,7 +98,7 @@ def axis_patches(model, hr, factor, numbers, reach=3., side=24):
     row, column = z.shape[2] // 2, z.shape[3] // 2
     for moved, n in zip(z[1:], numbers):
         moved[:, row, column] += (reach * variances[n].sqrt() * axes[:, n]).to(moved)
-    still, *made = torch.cat([model.decode(one[None], cond) for one in z])
+    still, *made = torch.cat([model.decode(model.restore(one[None], cond, factor), cond) for one in z])
     top, left = (max(0, 4 * at + 2 - side // 2) for at in (row, column))
     return torch.stack([image - still for image in made])[..., top:top + side, left:left + side]
 
@@ -138,7 +140,7 @@ def autocorrelation(u, reach=5):
 
 @style()
 def draw_residuals(prior, z, factor, reach=5):
-    """How latents `z` (B, C, h, w) at `factor` differ from draws of the prior: a `Figure`.
+    """How latents `z` (B, C, h, w), normalised at `factor`, differ from draws of the prior: a `Figure`.
 
     Read: left, quantiles against the normal's; on the line is normal, steeper is wider, up at the right and down at the left is heavy
     tails. Middle, the spread along each principal axis, 1 where the prior is right (band: what chance does to draws). Right, the
@@ -167,6 +169,9 @@ def draw_residuals(prior, z, factor, reach=5):
 def walk(model, hr, lr, factors, path, seed=0):
     """Latents and images of one scene along `path`: `(z, images)`, (K, 48, h, w) and (K, 3, H, W), one for each of `factors`.
 
+    The latents are the flow's; `model.normalise` each at its factor to compare it with the prior. The images are in the band of their
+    factor, but for `pixels`, as `generate_scene` makes them.
+
     `hr` (3, H, W), sides multiples of 4; `lr` dict of trained factor -> (3, H, W), what the path needs. `pixels` blends images and
     encodes the blend; `transport` starts from the lowest factor given; `sample` draws one noise for all factors, from `seed`.
     Raises `InterflowError` as `travel` does.
@@ -175,17 +180,19 @@ def walk(model, hr, lr, factors, path, seed=0):
     if path == 'pixels':
         images = torch.stack([blend_pixels(lr, factor) for factor in factors])
         return torch.cat([model.encode(image[None], cond)[0] for image in images]), images
-    known = {factor: model.encode(image[None], cond)[0] for factor, image in sorted(lr.items())}
+    known = {factor: model.normalise(model.encode(image[None], cond)[0], cond, factor) for factor, image in sorted(lr.items())}
     if path == 'transport':
         known = dict(list(known.items())[:1])
     shape = (1, *cond.shape[1:])
-    z = [travel(model.prior, path, known, factor, shape, make_generator(seed, 'walk', device=hr.device)) for factor in factors]
-    return torch.cat(z), torch.cat([model.decode(one, cond) for one in z])
+    v = [travel(model.prior, path, known, factor, shape, make_generator(seed, 'walk', device=hr.device)) for factor in factors]
+    z = [model.restore(one, cond, factor) for one, factor in zip(v, factors)]
+    images = [to_band(model.decode(one, cond), factor, None) for one, factor in zip(z, factors)]
+    return torch.cat(z), torch.cat(images)
 
 
 @style()
 def draw_shells(prior, latents, factor):
-    """Lengths of latents, whitened by the Gaussian at `factor`, over the square root of their dimensions: a `Figure`.
+    """Lengths of normalised latents, whitened by the Gaussian at `factor`, over the square root of their dimensions: a `Figure`.
 
     `latents` dict name -> (B, C, h, w). Read: left, each position's vector; exact draws follow the grey density, a curve to the left of
     it is too short, a broader one mixes too short with too long. Right, the root mean square over whole images; 1 is the shell.
@@ -215,7 +222,7 @@ def axis_correlations(first, second):
 
 @style()
 def draw_correlation(prior, z, again=None):
-    """Latents of the same scenes at two neighbouring trained factors, both whitened in the lower one's Gaussian: a `Figure`.
+    """Normalised latents of the same scenes at two neighbouring trained factors, both whitened in the lower one's Gaussian: a `Figure`.
 
     `z` dict factor -> (B, C, h, w); `again` the same of a second take. Read: left, one against the other, darker is denser; a round
     cloud is independence, one along the diagonal says that both latents hold the same. Right, the correlation along each principal
@@ -257,18 +264,25 @@ def blocks(z, side=8):
     return cut.permute(0, 2, 3, 1, 4, 5).flatten(0, 2)
 
 
+def block_moments(moments: Moments | None, side=8):
+    "The `Moments` of each of the `blocks`, in their order; None of None."
+    return moments and Moments(moments.factors, *(torch.stack([blocks(one, side) for one in values]) for values in moments[1:]))
+
+
 @style()
-def draw_posterior(prior, ways, temperature, grid, side=8):
+def draw_posterior(prior, ways, temperature, grid, side=8, moments: Moments | None = None):
     """The posterior over the factor along paths: a `Figure` with a panel for each of `ways`, dict name -> dict factor -> (B, C, h, w).
 
-    `temperature` fitted for blocks of `side` positions; `grid` (G,) of `factor_grid`. Read: to the right the factor that was asked for,
+    The latents are the flow's, `moments` what the prior knows of their B scenes (`cond.moments`). `temperature` fitted for blocks of
+    `side` positions; `grid` (G,) of `factor_grid`. Read: to the right the factor that was asked for,
     upwards the one that the latents speak of; the shade is the mean density over all blocks, the line its median. On the dotted
     diagonal the path does what it says; an even shade says that nothing is told.
     """
     figure, (axes,) = _panels(len(ways), 2.2, 2.6)
+    known = block_moments(moments, side)
     for axis, (name, way) in zip(axes, ways.items()):
         factors = sorted(way)
-        found = [log_densities(prior, blocks(way[factor], side), grid) for factor in factors]
+        found = [log_densities(prior, blocks(way[factor], side), grid, moments=known) for factor in factors]
         density = torch.stack([log_posterior(one, grid, temperature).exp().mean(0) for one in found], 1)
         share = torch.cumulative_trapezoid(density, grid, dim=0)
         axis.pcolormesh(factors, grid.cpu().numpy(), density.cpu().numpy(), shading='nearest', cmap='Greys', vmin=0, rasterized=True)
@@ -280,31 +294,33 @@ def draw_posterior(prior, ways, temperature, grid, side=8):
     return figure
 
 # %% ../nbs/42_pictures.ipynb #91c70054
-def factor_map(prior, z, temperature, grid, side=9):
-    """The factor that each position's surroundings speak of: medians (h, w), float64, of the latent `z` (1, C, h, w).
+def factor_map(prior, z, temperature, grid, side=9, moments: Moments | None = None):
+    """The factor that each position's surroundings speak of: medians (h, w), float64, of the flow's latent `z` (1, C, h, w).
 
-    `side` of the window, odd, in positions; `temperature` fitted for about as many positions; `grid` (G,) of `factor_grid`.
+    `moments` what the prior knows of its scene (`cond.moments`). `side` of the window, odd, in positions; `temperature` fitted for
+    about as many positions; `grid` (G,) of `factor_grid`.
     """
     if len(z) != 1 or side % 2 != 1:
         raise InterflowError(f'z of shape {tuple(z.shape)}, side {side}: give one latent (1, C, h, w) and an odd number of positions')
     height, width = z.shape[-2:]
-    alone = log_densities(prior, z[0].flatten(1).T[..., None, None], grid).T.view(1, len(grid), height, width)
+    known = block_moments(moments, 1)      # a position is a block of one
+    alone = log_densities(prior, blocks(z, 1), grid, moments=known).T.view(1, len(grid), height, width)
     pooled = side ** 2 * torch.nn.functional.avg_pool2d(alone, side, 1, side // 2, count_include_pad=False)
     return summarise_posterior(pooled[0].flatten(1).T, grid, temperature).factor.view(height, width)
 
 
 @style()
-def draw_maps(prior, images, latents, temperature, grid, side=9):
-    """Images above, and below them the factor that their latents speak of, position by position: a `Figure`.
+def draw_maps(prior, images, latents, temperature, grid, side=9, moments: Moments | None = None):
+    """Images of one scene above, and below them the factor that their latents speak of, position by position: a `Figure`.
 
-    `images` dict name -> (3, H, W), `latents` name -> (1, C, h, w). Read: one colour all over is a map that tells the degradation;
+    `images` dict name -> (3, H, W), `latents` name -> (1, C, h, w), `moments` of the scene, as for `factor_map`. Read: one colour all over is a map that tells the degradation;
     the scene's own shapes in it say that content is taken for a degradation.
     """
     figure, axes = _panels(len(images), 2.1, 2.1, rows=2)
     for (above, below), (name, image) in zip(axes.T, images.items()):
         above.imshow(image.clamp(0, 1).permute(1, 2, 0).cpu().numpy())
         above.set_title(name)
-        told = factor_map(prior, latents[name], temperature, grid, side).cpu().numpy()
+        told = factor_map(prior, latents[name], temperature, grid, side, moments).cpu().numpy()
         shown = below.imshow(told, vmin=grid[0].item(), vmax=grid[-1].item())
         for axis in (above, below):
             axis.axis('off')
@@ -364,7 +380,7 @@ def draw_embedding(vectors, factors, scenes, methods=('pca', 'tsne'), seed=0):
 
 # %% ../nbs/42_pictures.ipynb #91c70064
 def block_spectra(prior, z, factor, side=8):
-    """log of the mean square of latents (B, C, h, w) along each principal axis of the Gaussian at `factor`: (N, C), float64.
+    """log of the mean square of latents (B, C, h, w), normalised at `factor`, along each principal axis of the Gaussian at `factor`: (N, C), float64.
 
     One row for each block of `side` * `side` positions, in the order of `blocks`.
     """
@@ -398,7 +414,8 @@ def draw_strips(ways, factors, part=None):
 def draw_spectra(ways, factors, bins=16):
     """Noise spectra along paths: a `Figure` with a panel for each of `ways`, dict name -> `(first, second)`, (K, 3, H, W) each.
 
-    `first` and `second` are takes that differ in noise alone, one for each of `factors`. Read: power of the noise on luma over radial
+    `first` and `second` are independent draws, one for each of `factors`: of the truth, two shots with noise and registration of their
+    own; of a path, two of its images, each from shots of its own. Read: power of the noise on luma over radial
     frequency, a colour for each factor; dotted, the first of `ways`, the truth. A line below its dotted one is too clean there.
     """
     found = {name: [noise_spectrum(a, b, bins) for a, b in zip(first, second, strict=True)] for name, (first, second) in ways.items()}

@@ -167,7 +167,13 @@ class Moments(NamedTuple):
     log_scale: torch.Tensor
 
     def at(self, prior, factor):
-        "`(mean, log_scale)` at `factor`, a number or a map (h, w), each (B, C, h, w): straight lines between the factors that `prior` knows."
+        """`(mean, log_scale)` at `factor`, each (B, C, h, w): straight lines between the factors that `prior` knows.
+
+        `factor` a number, a map (h, w), or a list of either, one for each of the B scenes.
+        """
+        if isinstance(factor, list):
+            scenes = [self.of(number).at(prior, one) for number, one in enumerate(factor)]
+            return tuple(torch.cat(parts) for parts in zip(*scenes, strict=True))
         if not torch.is_tensor(factor):
             i, a = prior.locate(factor, extrapolate=True)
             return self._between(prior, i, a)
@@ -177,6 +183,11 @@ class Moments(NamedTuple):
         for k, part in parts.items():
             moments = [torch.where((i == k).to(new.device), new, old) for new, old in zip(part, moments)]
         return tuple(moments)
+
+    def of(self, number: int):
+        "The `Moments` of scene `number` alone, from 0."
+        here = slice(number, number + 1)
+        return Moments(self.factors, self.mean[:, here], self.log_scale[:, here])
 
     def _between(self, prior, i, a):
         low, high = (self.factors.index(prior.factors[k]) for k in (i, min(i + 1, len(prior.factors) - 1)))

@@ -15,8 +15,9 @@ from PIL import Image
 from rooms import NBS, ROOT, cells, source
 
 from interflow.checkpoints import save_model
-from interflow.core import InterflowError, make_generator
-from interflow.explorer import CELL, PATHS, Explorer, Part, Settings, Studio, Worker, command, panes
+from interflow.core import InterflowError, make_generator, to_pixels
+from interflow.explorer import CELL, DRAWS, PATHS, Explorer, Part, Settings, Studio, Worker, command, panes, spread, spread_by_brightness
+from interflow.generation import LR_IMAGES, generate_scene
 from interflow.model import InterFlow, InterFlowConfig
 from interflow.paths import DRAWING
 
@@ -35,6 +36,7 @@ def folder(tmp_path_factory):
     model = InterFlow(InterFlowConfig.tiny(), make_generator(0)).eval()
     with torch.no_grad():
         model.prior.roots[1] *= 1.3      # so that its two Gaussians differ
+        model.moments.last.weight.normal_(0, .05, generator=make_generator(0, 'moments'))      # and what they know of the scene
     save_model(folder, model)
     return str(folder)
 
@@ -64,6 +66,48 @@ def test_everything_that_settings_name_changes_the_picture(studio, settings):
     for path in PATHS:
         one = replace(settings, path=path)
         assert torch.equal(studio.picture(one), studio.picture(replace(one, seed=9))) == (path not in DRAWING), path
+
+
+@pytest.mark.parametrize('path', PATHS)
+def test_a_picture_is_what_generation_makes(studio, settings, path):
+    "The explorer decodes by itself, and quickly; what it shows is what `generate_scene` gives, where the prior knows the scene too."
+    one = replace(settings, path=path, factor=2.7, seed=3, temperature=1. if path == 'pixels' else .8)
+    model, lr = studio.model(one.model), {factor: studio.shot(one.part, factor) for factor in (2.1, 3.75)}
+    if LR_IMAGES[path] == 1:
+        lr = {2.1: lr[2.1]}
+    generator = make_generator(3, 'generate', one.part.name, '2.7', 0)
+    made = next(generate_scene(model, studio.hr(one.part), lr, [2.7], path, [generator], one.temperature))
+    assert np.abs(to_pixels(made).astype(int) - to_pixels(studio.picture(one)).astype(int)).max() <= 1
+
+
+def test_noise_is_what_differs_between_draws(studio, settings):
+    "Known noise is found, blur is none, and every path has some: its photographs are fresh for each draw."
+    noise = torch.randn(60, 3, 32, 40, generator=make_generator(0)) / 255
+    images = .5 + .2 * torch.rand(3, 32, 40, generator=make_generator(1)) + 4 * noise
+    expected = 4 * (.299 ** 2 + .587 ** 2 + .114 ** 2) ** .5
+    assert abs(spread(images) / expected - 1) < .03
+    level, found = spread_by_brightness(images)
+    assert len(level) == 8 and np.nanmax(np.abs(found / expected - 1)) < .1 and np.isnan(found).any() and not np.isnan(found).all()
+    assert spread(images[:1].expand(4, -1, -1, -1)) == 0, 'one picture four times: whatever it looks like'
+    shift = torch.tensor([-1., 1.])[:, None, None, None] / 255
+    assert abs(spread(images[:1] + shift) - 2 ** .5) < 1e-3, 'two levels apart: an offset of a whole shot counts'
+    for path in PATHS:
+        one = replace(settings, path=path)
+        draws = [studio.draw(one, number) for number in range(DRAWS)]
+        assert torch.equal(draws[0], studio.picture(one)) and all(not torch.equal(a, b) for a, b in zip(draws, draws[1:])), path
+    shots = [studio.shot(settings.part, 3., number) for number in range(DRAWS)]
+    assert all(not torch.equal(a, b) for a, b in zip(shots, shots[1:]))
+
+
+def test_the_noise_comes_after_the_pictures_and_can_be_left(studio, settings):
+    "The caption first without the noise, once for each draw, so that a newer drawing may come between; then with it."
+    events = list(panes(studio, replace(settings, factor=2.6, path='pixels')))
+    names = [name for name, _ in events]
+    captions = [value for name, value in events if name == 'caption']
+    assert max(names.index(name) for name in ('generated', 'true', 'hr', 'difference')) < names.index('caption') < names.index('spectrum')
+    assert len(captions) == DRAWS + 1 and not any('noise' in text for text in captions[:-1])
+    draws, shots = (torch.stack(images) for images in zip(*((studio.draw(replace(settings, factor=2.6, path='pixels'), k), studio.shot(settings.part, 2.6, k)) for k in range(DRAWS))))
+    assert f'noise {spread(draws):.1f} grey levels, true {spread(shots):.1f}' in captions[-1]
 
 
 def test_a_slider_conditions_nothing_again(folder, settings, monkeypatch):

@@ -136,7 +136,7 @@ def test_a_fault_is_told_in_one_line(place, monkeypatch, capsys, command, spoil,
     assert changes(place.root, before) == []
 
 
-@pytest.mark.parametrize('command', [SIMULATE + ' --factors 2.1', f'{TRAIN} --patch 32 --batch-size 1', f'{GENERATE} --factors 3',
+@pytest.mark.parametrize('command', [SIMULATE + ' --factors 2.1', f'{TRAIN} --patch 32 --batch-size 1', f'{GENERATE} --factors 3 --check none',
                                      f'{TRAIN_SR} --patch 32 --batch-size 1', EVALUATE])
 def test_without_the_fault_the_same_command_works(place, monkeypatch, capsys, command):
     "Else the test above could pass for the wrong reason."

@@ -3,6 +3,7 @@ import json
 import math
 import re
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ import torch
 from interflow.core import InterflowError, make_generator
 from interflow.latents import FactorEstimate, estimate_factor, factor_grid, fit_temperature, gaussians, log_densities, log_posterior, summarise_posterior
 from interflow.model import InterFlow, InterFlowConfig
-from interflow.prior import GaussianPrior
+from interflow.prior import GaussianPrior, Moments, normalise, restore
 from rooms import ROOT
 
 CHANNELS = 6
@@ -45,6 +46,39 @@ def test_sums_give_the_densities_of_the_prior(factors):
     expected = torch.stack([prior.log_prob(z, f) for f in asked.tolist()], 1)
     assert torch.allclose(log_densities(prior, z, asked), expected, rtol=1e-9, atol=0)
     assert log_densities(prior.float(), z.float(), asked).dtype == torch.float64
+
+
+def make_moments(factors, scenes, size, channels=CHANNELS):
+    drawn = lambda spread, name: spread * torch.randn(len(factors), scenes, channels, *size, generator=make_generator(0, name), dtype=torch.float64)
+    return Moments(tuple(factors), drawn(.5, 'mean'), drawn(.3, 'log scale'))
+
+
+@pytest.mark.parametrize('factors', [(2.1, 3.75), (1.5, 2.0, 2.2, 4.0)])
+@pytest.mark.parametrize('scenes', [1, 2])
+def test_densities_of_a_prior_that_knows_the_scene(factors, scenes):
+    prior, moments = make_prior(factors), make_moments(factors, scenes, (7, 9))
+    z = 2 * torch.randn(4, CHANNELS, 7, 9, generator=make_generator(1), dtype=torch.float64) + .5
+    asked = torch.tensor([factors[0], .4 * factors[0] + .6 * factors[1], factors[1], factors[-1]], dtype=torch.float64)
+    found, spans = log_densities(prior, z, asked, moments=moments), []
+    for k, factor in enumerate(asked.tolist()):
+        here = moments.at(prior, factor)
+        expected = prior.log_prob(normalise(z, here), factor) - here[1].sum((1, 2, 3)).repeat(4 // scenes)
+        assert torch.allclose(found[:, k], expected, rtol=1e-9)
+        spans.append((found[:, k] - log_densities(prior, z, asked)[:, k]).abs().min().item())
+    assert min(spans) > 1, 'the scene has a part in it'
+    even = moments._replace(mean=0 * moments.mean, log_scale=0 * moments.mean)
+    assert torch.allclose(log_densities(prior, z, asked, moments=even), log_densities(prior, z, asked), rtol=1e-9), 'no moments, as published'
+
+
+def test_a_draw_with_moments_is_found_at_its_factor():
+    "Through restore at its factor: the latent of a scene far from the prior's own mean, told only by its moments."
+    prior, factors = make_prior(), (2.2, 2.9, 3.6)
+    moments, grid = make_moments(prior.factors, 3, (24, 24)), factor_grid(prior)
+    v = torch.cat([prior.sample((1, CHANNELS, 24, 24), f, make_generator(4, f)) for f in factors])
+    z = restore(v, moments.at(prior, list(factors)))
+    peak = grid[log_densities(prior, z, grid, moments=moments).argmax(1)]
+    assert (peak - torch.tensor(factors)).abs().max() < .03
+    assert (grid[log_densities(prior, z, grid).argmax(1)] - torch.tensor(factors)).abs().max() > .1, 'without them it is not'
 
 
 def test_gaussians_beyond_the_trained_range():
@@ -99,10 +133,13 @@ def test_the_posterior_is_a_density_and_its_interval_the_shortest():
     assert torch.allclose(log_posterior(log_probs + 7, grid, 2.), log_posterior(log_probs, grid, 2.))
 
 
-@pytest.fixture(scope='module')
-def model():
-    model = InterFlow(InterFlowConfig.tiny(factors=(2.1, 3.0, 3.75)), make_generator(0, 'latents')).requires_grad_(False).eval()
+@pytest.fixture(scope='module', params=(0, 2), ids=('published', 'knows the scene'))
+def model(request):
+    config = replace(InterFlowConfig.tiny(factors=(2.1, 3.0, 3.75)), moments=request.param)
+    model = InterFlow(config, make_generator(0, 'latents')).requires_grad_(False).eval()
     model.prior.roots.copy_(make_prior(channels=48).roots)
+    if model.moments is not None:
+        model.moments.last.weight.normal_(0, .05, generator=make_generator(0, 'moments'))
     return model
 
 
@@ -130,7 +167,8 @@ def test_a_factor_beyond_the_trained_range(model):
     z = torch.stack([torch.randn(48, 6, 8, generator=make_generator(7))])
     mean, root = model.prior.gaussian(3.75 + .5 * beyond, extrapolate=True)
     hr = torch.rand(1, 3, 24, 32, generator=make_generator(5))
-    lr = model.decode(mean + (root @ z.flatten(2)).view_as(z), model.condition(hr))
+    cond = model.condition(hr)
+    lr = model.decode(model.restore(mean + (root @ z.flatten(2)).view_as(z), cond, 3.75 + .5 * beyond), cond)
     found, held = estimate_factor(model, lr, hr, 1., level=.999, beyond=beyond), estimate_factor(model, lr, hr, 1.)
     assert found.low < 3.75 + .5 * beyond < found.high and held.grid[-1] == 3.75 and held.factor < 3.75
 
@@ -153,10 +191,21 @@ def test_one_trained_factor_is_refused():
         estimate_factor(alone, hr, hr, 1.)
 
 
+@torch.no_grad()
+def test_densities_are_the_models_own(model):
+    "At trained factors and between them, for several images of each scene."
+    hr, factors = torch.rand(2, 3, 24, 32, generator=make_generator(8)), [2.1, 2.5, 3.0, 3.3, 3.75]
+    cond = model.condition(hr)
+    z, _ = model.encode(torch.rand(4, 3, 24, 32, generator=make_generator(9)), cond)
+    found = log_densities(model.prior, z, torch.tensor(factors, dtype=torch.float64), moments=cond.moments)
+    assert torch.allclose(found.float(), torch.stack([model.log_density(z, cond, f) for f in factors], 1), rtol=1e-5)
+
+
 def test_the_stored_table_follows_from_the_stored_results(monkeypatch):
     monkeypatch.setattr(sys, 'path', [str(ROOT / 'benchmarks'), *sys.path])
     import factor
     stored = json.loads((ROOT / 'benchmarks' / 'factor.json').read_text())
     text = (ROOT / 'benchmarks' / 'factor.txt').read_text()
     assert factor.table(stored) == text and not re.search(r'nan|inf', text)
-    assert [row['factor'] for row in stored['rows']] == list(factor.FACTORS)
+    factors = [row['factor'] for row in stored['rows']]
+    assert len(factors) == factor.COUNT and factors == sorted({*factors})

@@ -1,5 +1,6 @@
 """Pictures of the latent space: each figure holds the numbers that a plain computation gives, and tells right from wrong."""
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,15 +9,16 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from PIL import Image
 
+from interflow.band import to_band
 from interflow.core import InterflowError, make_generator
 from interflow.latents import COLOURS, MARKS, STYLE, factor_colours, factor_grid, log_densities, style, summarise_posterior
 from interflow.metrics import noise_spectrum
 from interflow.model import InterFlow, InterFlowConfig
 from interflow.paths import NEEDS, carry
-from interflow.pictures import (along_axes, autocorrelation, axis_correlations, axis_patches, between, block_spectra, blocks, draw_axes, draw_correlation,
+from interflow.pictures import (along_axes, autocorrelation, axis_correlations, axis_patches, between, block_moments, block_spectra, blocks, draw_axes, draw_correlation,
                                 draw_embedding, draw_gaussians, draw_maps, draw_posterior, draw_residuals, draw_shells, draw_spectra, draw_strips, embed,
                                 factor_map, film_frames, principal, walk, write_film)
-from interflow.prior import GaussianPrior
+from interflow.prior import GaussianPrior, Moments, normalise, restore
 
 FACTORS = (2.1, 3.0, 3.75)
 
@@ -36,10 +38,13 @@ def prior():
     return make_prior()
 
 
-@pytest.fixture(scope='module')
-def model():
-    model = InterFlow(InterFlowConfig.tiny(factors=(2.1, 3.75)), make_generator(0, 'pictures')).requires_grad_(False).eval()
+@pytest.fixture(scope='module', params=(0, 2), ids=('published', 'knows the scene'))
+def model(request):
+    config = replace(InterFlowConfig.tiny(factors=(2.1, 3.75)), moments=request.param)
+    model = InterFlow(config, make_generator(0, 'pictures')).requires_grad_(False).eval()
     model.prior.roots.copy_(make_prior((2.1, 3.75), 48).roots)
+    if model.moments is not None:
+        model.moments.last.weight.normal_(0, .05, generator=make_generator(0, 'moments'))
     return model
 
 
@@ -118,7 +123,7 @@ def test_patches_are_differences_of_decodings(model, tmp_path):
     mean, variances, axes = principal(model.prior, 2.1)
     cond, z = model.condition(hr[None]), torch.full((2, 48, 8, 10), mean.item())
     z[1, :, 4, 5] += (2 * variances[47].sqrt() * axes[:, 47]).float()
-    still, moved = (model.decode(one[None], cond)[0] for one in z)
+    still, moved = (model.decode(model.restore(one[None], cond, 2.1), cond)[0] for one in z)
     assert torch.allclose(found[1], (moved - still)[:, 10:26, 14:30], atol=1e-5) and found.shape == (2, 3, 16, 16) and found[0].abs().max() > 1e-3
     assert len(renders(draw_axes(model, hr, (2.1, 3.0), count=3), tmp_path).axes) == 6
     with pytest.raises(InterflowError, match='axis 48: there are axes 0 to 47'):
@@ -187,6 +192,32 @@ def test_posterior_follows_exact_draws(prior, tmp_path):
     assert np.abs(told - asked).max() < .12 and np.abs(stuck - 2.8).max() < .12
     density = figure.axes[0].collections[0].get_array().reshape(len(grid), 3)
     assert np.allclose(np.trapezoid(density, grid, axis=0) if hasattr(np, 'trapezoid') else np.trapz(density, grid, axis=0), 1)
+
+
+def make_moments(scenes, size):
+    drawn = lambda spread, name: spread * torch.randn(len(FACTORS), scenes, 6, size, size, generator=make_generator(0, name), dtype=torch.float64)
+    return Moments(FACTORS, drawn(.5, 'mean'), drawn(.3, 'log scale'))
+
+
+def test_posterior_and_map_of_a_prior_that_knows_the_scene(prior):
+    "With the scenes' moments draws are told as the factor that was asked for; without them the scene is taken for it."
+    grid, moments = factor_grid(prior, count=67), make_moments(3, 32)
+    way = {f: restore(draws(prior, f, 32), moments.at(prior, f)) for f in (2.3, 2.8, 3.5)}
+    found, without = (line(draw_posterior(prior, {'sample': way}, 1., grid, moments=known).axes[0]) for known in (moments, None))
+    assert np.abs(found[1] - found[0]).max() < .12 < .3 < np.abs(without[1] - without[0]).max()
+    one = moments.of(0)
+    z = torch.cat([restore(draws(prior, f, 32, 1), one.at(prior, f))[..., half] for f, half in ((2.1, slice(16)), (3.75, slice(16, 32)))], 3)
+    told, blind = (factor_map(prior, z, 1., grid, moments=known) for known in (one, None))
+    assert told[:, :11].max() < 2.6 < 3.2 < told[:, 21:].min() and not (blind[:, :11].max() < 2.6 < 3.2 < blind[:, 21:].min())
+
+
+def test_moments_are_cut_as_latents_are():
+    moments = make_moments(2, 9)
+    cut = block_moments(moments, 4)
+    assert block_moments(None, 4) is None and cut.mean.shape == (3, 8, 6, 4, 4)
+    z = torch.randn(4, 6, 9, 9, generator=make_generator(0), dtype=torch.float64)
+    prior = make_prior()
+    assert torch.equal(blocks(normalise(z, moments.at(prior, 2.5)), 4), normalise(blocks(z, 4), cut.at(prior, 2.5)))
 
 
 def test_blocks_keep_positions_together():
@@ -282,9 +313,17 @@ def test_walk(model, scene, path):
     hr, lr = scene
     z, images = walk(model, hr, lr, [2.1, 2.9, 3.75], path)
     assert z.shape == (3, 48, 8, 8) and images.shape == (3, 3, 32, 32)
-    assert torch.allclose(images, torch.cat([model.decode(one[None], model.condition(hr[None])) for one in z]), atol=1e-3)
-    assert torch.allclose(images[0], lr[2.1], atol=1e-3) == (path != 'sample')
-    assert torch.allclose(images[2], lr[3.75], atol=1e-3) == (path not in ('sample', 'transport'))
+    band = (lambda image, factor: image) if path == 'pixels' else (lambda image, factor: to_band(image, factor, None))
+    decoded = torch.cat([model.decode(one[None], model.condition(hr[None])) for one in z])
+    assert torch.allclose(images, torch.stack([band(image, factor) for image, factor in zip(decoded, (2.1, 2.9, 3.75))]), atol=1e-3)
+    assert torch.allclose(images[0], band(lr[2.1], 2.1), atol=1e-3) == (path != 'sample')
+    assert torch.allclose(images[2], band(lr[3.75], 3.75), atol=1e-3) == (path not in ('sample', 'transport'))
+    if path == 'linear':      # a straight line of what the prior describes, not of the flow's latents
+        cond, (low, middle, high) = model.condition(hr[None]), z.split(1)
+        a = (2.9 - 2.1) / 1.65
+        line = torch.lerp(model.normalise(low, cond, 2.1), model.normalise(high, cond, 3.75), a)
+        assert torch.allclose(model.normalise(middle, cond, 2.9), line, atol=1e-4)
+        assert torch.allclose(middle, torch.lerp(low, high, a), atol=1e-4) == (model.moments is None)
     if path == 'sample':
         assert torch.equal(z, walk(model, hr, {}, [2.1, 2.9, 3.75], path)[0]) and not torch.allclose(z, walk(model, hr, {}, [2.1, 2.9, 3.75], path, seed=1)[0])
 

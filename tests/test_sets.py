@@ -20,7 +20,8 @@ from interflow.checkpoints import load_model
 from interflow.core import InterflowError, data_folder, make_generator, photographs, read_image, write_image
 from interflow.data import read_scenes, read_set, simulate
 from interflow.generation import generate_scene
-from interflow.sets import Pool, SetConfig, Share, Wanted, best_processes, generate, judge, parse_wanted, plan, published_mode, read_records, reference
+from interflow.gate import measure_photographs
+from interflow.sets import Pool, SetConfig, Share, Wanted, best_processes, generate, parse_wanted, plan, published_mode, read_records
 
 FLOW = data_folder() / 'weights' / 'flow'
 RANDOM, MAP = parse_wanted('random:2.1:3.75') + parse_wanted('map:2.1:3.75')
@@ -151,15 +152,15 @@ def test_best_processes_is_no_more_than_there_is_to_do():
 # ---------------------------------------------------------------- the gate
 
 def broken(how):
-    "`generate_scene` with its second image broken (the last two are references)."
+    "`generate_scene` with its second image broken."
     def scenes(*arguments, **settings):
         for k, image in enumerate(generate_scene(*arguments, **settings)):
             yield how(image) if k == 1 else image
     return scenes
 
 
-@pytest.mark.parametrize('how, reason', [(lambda x: x * float('nan'), 'not finite'), (lambda x: 0 * x, 'mean colour'), (lambda x: x + .06 * torch.randn_like(x), 'noise'),
-                                         (lambda x: 3 * (x - .5) + .5, 'outside the range')])
+@pytest.mark.parametrize('how, reason', [(lambda x: x * float('nan'), 'not finite'), (lambda x: 0 * x, 'green'), (lambda x: x + .15 * torch.randn_like(x), 'fine'),
+                                         (lambda x: 3 * (x - .5) + .5, 'clipped')])
 def test_bad_images_are_counted_set_aside_and_never_kept(model, pairs, tmp_path, monkeypatch, how, reason):
     monkeypatch.setattr(sets, 'generate_scene', broken(how))
     config = SetConfig((2.5, 3.0))
@@ -174,31 +175,90 @@ def test_bad_images_are_counted_set_aside_and_never_kept(model, pairs, tmp_path,
 def test_a_flow_that_does_not_find_back_is_seen(model, pairs, tmp_path, monkeypatch):
     real = type(model).encode
     monkeypatch.setattr(type(model), 'encode', lambda self, lr, cond: (real(self, lr, cond)[0] * 1.1, real(self, lr, cond)[1]))
-    report = generate(model, read_set(pairs)[:1], tmp_path / 'out', SetConfig((2.5,)), 'cpu')
-    assert 'round trip' in report.set_aside[0][1]
+    with pytest.raises(InterflowError, match='1 images were set aside, 1 of them for their round trip'):
+        generate(model, read_set(pairs)[:1], tmp_path / 'out', SetConfig((2.5,)), 'cpu')
 
 
-def test_a_set_of_which_nothing_is_kept_is_not_read(model, pairs, tmp_path, monkeypatch):
-    monkeypatch.setattr(sets, 'judge', lambda *arguments: ({'colour': 99.}, 'too blue'))
-    assert generate(model, read_set(pairs)[:1], tmp_path / 'out', SetConfig((2.5,)), 'cpu').kept == 0
+def test_a_set_of_which_nothing_is_kept_is_an_error(model, pairs, tmp_path, monkeypatch):
+    reasons = iter(['blue: +99 grey levels; noise: +9 dB', 'noise: +8 dB'])
+    monkeypatch.setattr(sets, 'judge', lambda *arguments: ({'blue': 99.}, next(reasons)))
+    config = SetConfig((2.5, 3.0))
+    with pytest.raises(InterflowError, match=r'2 images were set aside, 2 of them for their noise \(noise: \+[98] dB\)'):
+        generate(model, read_set(pairs)[:1], tmp_path / 'out', config, 'cpu')
+    assert len((tmp_path / 'out/manifest.jsonl').read_text().splitlines()) == len(list((tmp_path / 'out/set_aside').rglob('*.png'))) == 2
+    with pytest.raises(InterflowError, match='were set aside'):
+        generate(model, read_set(pairs)[:1], tmp_path / 'out', config, 'cpu')      # asked again, nothing is made and the answer is the same
     with pytest.raises(InterflowError, match='set aside.*manifest'):
         read_set(tmp_path / 'out')
 
 
-def test_photographs_pass_the_gate(pairs):
-    "Else it would set aside what it should let through: true images, judged by others of the scene."
-    for scene in read_set(pairs):
-        hr, low, high = read_image(scene.hr), *(read_image(path) for path in scene.lr.values())
-        for image in (low, high):
-            assert judge(image, reference(hr, [low, high]), 0.)[1] is None
+def test_one_kept_image_is_a_set_and_a_share_alone_is_no_verdict(model, pairs, tmp_path, monkeypatch):
+    judged = []
+    monkeypatch.setattr(sets, 'judge', lambda *arguments: ({}, judged.append(1) or (None if len(judged) == 3 else 'noise: too much')))
+    scenes, config = read_set(pairs), SetConfig((2.5,))
+    assert generate(model, scenes, tmp_path / 'out', config, 'cpu', share=Share(0, 3)).kept == 0
+    generate(model, scenes, tmp_path / 'out', config, 'cpu', share=Share(1, 3))
+    report = generate(model, scenes, tmp_path / 'out', config, 'cpu', share=Share(2, 3))
+    assert (report.kept, report.missing) == (1, 0)
 
 
-def test_the_noise_of_one_image_is_told_from_its_content():
-    photo = read_image(photographs('test')[2])
-    smooth = torch.nn.functional.avg_pool2d(photo[None], 9, 1, 4)[0]
-    for level in (2., 5., 10.):
-        grey = torch.randn(photo.shape[1:], generator=make_generator(0, level)) * level / 255
-        assert sets.blind_noise(smooth + grey) == pytest.approx(level, rel=.1)
+def test_the_command_ends_with_code_2_where_nothing_is_kept(pairs, tmp_path):
+    from interflow.checkpoints import save_model
+    early = load_model(FLOW)
+    with torch.no_grad():
+        early.prior.roots.mul_(20)
+    save_model(tmp_path / 'early', early)
+    call = [sys.executable, '-c', 'from interflow.cli import main; main()', 'generate', str(tmp_path / 'early'), str(pairs), str(tmp_path / 'out'), '--device', 'cpu', '--factors', '2.5']
+    done = subprocess.run([*call, '--processes', '1'], capture_output=True, text=True, env={**os.environ, 'OMP_NUM_THREADS': '1'})
+    assert done.returncode == 2 and 'were set aside' in done.stderr.splitlines()[-1] and (tmp_path / 'out/manifest.jsonl').exists()
+    again = subprocess.run([*call[:-2], '--factors', '2.4', '--check', 'none'], capture_output=True, text=True, env={**os.environ, 'OMP_NUM_THREADS': '1'})
+    assert again.returncode == 2 and 'choose another folder' in again.stderr, 'the check is a setting of the set'
+
+
+@pytest.mark.parametrize('check, trips, judged', [('full', 12, 12), ('sample', 2, 12), ('none', 0, 0)])
+def test_what_each_check_looks_at(model, pairs, tmp_path, monkeypatch, check, trips, judged):
+    "Twelve scenes of one image, encoded again all, one in ten, none; with `sample`, scenes 0 and 10."
+    scenes = [replace(scene, name=f'{scene.name}{k}') for k in range(4) for scene in read_set(pairs)]
+    calls = []
+    real = sets.judge
+    monkeypatch.setattr(sets, 'judge', lambda *arguments: (calls.append(arguments[3]), real(*arguments))[1])
+    generate(model, scenes, tmp_path / 'out', SetConfig((2.5,), check=check), 'cpu')
+    records = read_records(tmp_path / 'out').values()
+    tripped = [record['name'] for record in records if 'round_trip' in record]
+    assert len(calls) == judged and len(tripped) == len([call for call in calls if call is not None]) == trips
+    assert check != 'sample' or tripped == ['Canon_001', 'Canon_011']
+
+
+def test_without_checks_values_that_are_not_finite_are_refused_still(model, pairs, tmp_path, monkeypatch):
+    monkeypatch.setattr(sets, 'generate_scene', broken(lambda x: x / 0.))
+    report = generate(model, read_set(pairs)[:1], tmp_path / 'out', SetConfig((2.5, 3.0), check='none'), 'cpu')
+    assert report.kept == 1 and 'not finite' in report.set_aside[0][1]
+    with pytest.raises(InterflowError, match='check some: unknown; choose one of full, sample, none'):
+        SetConfig((2.5,), check='some')
+
+
+def test_the_reference_is_what_was_measured_in_the_training_or_one_line_says_so(model, pairs, tmp_path, monkeypatch, caplog):
+    seen = []
+    real = sets.reference
+    monkeypatch.setattr(sets, 'reference', lambda hr, photographs, *more: (seen.append(photographs), real(hr, photographs, *more))[1])
+    flow, scenes = load_model(FLOW), read_set(pairs)
+    trained = measure_photographs(scenes[:2])
+    for photographs, of, words in ((trained, scenes, None), (None, scenes, 'LR images of this set'), (None, read_scenes(pairs.parent / 'photos'), 'HR allows')):
+        caplog.clear()
+        flow.photographs = photographs
+        generate(flow, of[:1], tmp_path / f'{len(seen)}', SetConfig((2.5,)), 'cpu')
+        lines = [record.getMessage() for record in caplog.records if record.name == 'interflow']
+        assert lines == [] if words is None else len(lines) == 1 and words in lines[0]
+    assert seen[0] == trained and seen[1] == measure_photographs(scenes[:1]) and seen[2] == sets.ANY
+
+
+def test_other_photographs_are_another_set(pairs, tmp_path):
+    flow, scenes = load_model(FLOW), read_set(pairs)
+    flow.photographs = measure_photographs(scenes)
+    generate(flow, scenes[:1], tmp_path / 'out', SetConfig((2.5,)), 'cpu')
+    flow.photographs = measure_photographs(scenes[:1])
+    with pytest.raises(InterflowError, match='photographs'):
+        generate(flow, scenes[:1], tmp_path / 'out', SetConfig((2.5,)), 'cpu')
 
 
 # ---------------------------------------------------------------- layouts

@@ -182,10 +182,10 @@ def test_a_flow_makes_the_crops_that_it_would_have_written(flow, tmp_path, path)
     made, large = [], make_pairs(tmp_path / 'set', 122, 141)      # no multiples of 4, and larger than what the flow sees of it
     for scene in large[:2]:
         lr = {factor: read_image(path) for factor, path in scene.lr.items()}
-        write_image(tmp_path / f'{scene.name}.png', next(generate_scene(flow, read_image(scene.hr), lr, (2.7,), path)))
+        write_image(tmp_path / f'{scene.name}.png', next(generate_scene(flow, read_image(scene.hr), lr, (2.7,), path, band=False)))
         made.append(replace(scene, lr={2.7: tmp_path / f'{scene.name}.png'}))
     for queries, patch in ((False, 30), (True, 11)):
-        live = SRBatches([FlowSource(flow, large[:2], path, (2.7,), margin=24)], patch, 5, seed=1, queries=queries)
+        live = SRBatches([FlowSource(flow, large[:2], path, (2.7,), margin=24, band=False)], patch, 5, seed=1, queries=queries)
         disk = SRBatches([Source(made)], patch, 5, seed=1, queries=queries)
         for step in range(3):
             ours, theirs = live(step), disk(step)

@@ -162,7 +162,7 @@ def test_a_tile_that_cannot_be(models, pairs, tmp_path, tile, margin):
 def test_at_the_command_line(models, pairs, tmp_path, monkeypatch, capsys):
     assert inspect.signature(cli.generate).parameters['tile'].default == TILE, 'the help names another default'
     save_model(tmp_path / 'flow', models['trained'])
-    call = ['interflow', 'generate', str(tmp_path / 'flow'), str(pairs), str(tmp_path / 'out'), '--factors', '3', '--device', 'cpu', '--tile']
+    call = ['interflow', 'generate', str(tmp_path / 'flow'), str(pairs), str(tmp_path / 'out'), '--factors', '3', '--device', 'cpu', '--check', 'none', '--tile']
     monkeypatch.setattr(sys, 'argv', [*call, '50'])
     with pytest.raises(SystemExit) as ended:
         cli.main()

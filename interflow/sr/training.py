@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from ..band import to_band
+from ..checkpoints import fingerprint
 from ..core import InterflowError, list_images, make_generator, pad_to_multiple, pick_device, to_pixels, to_tensor
 from ..data import PixelCache, check_patch, crop_alike, read_scene, read_set, stack_crops
 from ..model import InterFlow
@@ -95,6 +97,7 @@ class FlowSource:
     weight: float = 1.
     temperature: float = 1.
     margin: int = 16
+    band: bool = True      # images brought into the band of their factor (room 16a)
 
     def __post_init__(self):
         object.__setattr__(self, 'scenes', tuple(self.scenes))
@@ -136,23 +139,18 @@ class FlowSource:
         padded, (height, width) = pad_to_multiple(images.to(self.model.prior.means.device))
         hr, lr = padded[0], padded[1:].flatten(0, 1)
         cond = self.model.condition(hr)
-        latents = dict(zip(known, self.model.encode(lr, cond)[0].split(len(hr)))) if known else {}
-        made = [travel(self.model.prior, self.path, {factor: z[i:i + 1] for factor, z in latents.items()}, factors[i], (1, *cond.shape[1:]),
+        latents = self.model.encode(lr, cond)[0].split(len(hr)) if known else []
+        latents = {factor: self.model.normalise(z, cond, factor) for factor, z in zip(known, latents)}
+        made = [travel(self.model.prior, self.path, {factor: v[i:i + 1] for factor, v in latents.items()}, factors[i], (1, *cond.shape[1:]),
                        generator, self.temperature) for i, generator in enumerate(generators)]
-        return self.model.decode(torch.cat(made), cond)[..., :height, :width]
+        z = self.model.restore(torch.cat(made), cond, list(factors))
+        images = self.model.decode(z, cond)[..., :height, :width]
+        return torch.stack([to_band(*pair, None) for pair in zip(images, factors)]) if self.band else images
 
     def described(self):
         "What decides its images, as JSON has it."
-        return {'scenes': [scene.name for scene in self.scenes], 'factors': self.factors, 'weight': self.weight, 'flow': _weights(self.model),
-                'path': self.path, 'span': self.span, 'temperature': self.temperature, 'margin': self.margin}
-
-
-def _weights(model):
-    "A short hash of a model's weights."
-    digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
+        return {'scenes': [scene.name for scene in self.scenes], 'factors': self.factors, 'weight': self.weight, 'flow': fingerprint(self.model),
+                'path': self.path, 'span': self.span, 'temperature': self.temperature, 'margin': self.margin, 'band': self.band}
 
 # %% ../../nbs/31_sr.training.ipynb #10e82132
 class SRBatches:
