@@ -1,5 +1,6 @@
 """The model, its prior and its files."""
 import json
+from dataclasses import replace
 import math
 
 import pytest
@@ -25,9 +26,9 @@ def shaken(config=InterFlowConfig.tiny(), dtype=torch.float64, size=.03):
     return model
 
 
-@pytest.fixture(scope='module')
-def model():
-    return shaken(InterFlowConfig.tiny((2.1, 3.0, 3.75)))
+@pytest.fixture(params=(0, 1, 2), ids=('published', 'mean', 'mean and scale'))
+def model(request):
+    return shaken(replace(InterFlowConfig.tiny((2.1, 3.0, 3.75)), moments=request.param))
 
 
 def rand(*shape, seed=0):
@@ -97,11 +98,15 @@ def test_whole_model_log_det(model):
 
 
 def test_log_prob_is_the_priors_density_times_the_volume(model):
-    "By hand: the density of z at the factor, times |det dz/dx| from the full Jacobian."
+    "By hand: the Gaussian of z at the factor, moved and stretched by what the prior knows of the scene, times |det dz/dx| from the full Jacobian."
     cond, x = model.condition(rand(1, 3, 4, 4)), rand(1, 3, 4, 4, seed=1)
     z, _ = model.encode(x, cond)
     mean, root = model.prior.gaussian(3.3)
-    density = torch.distributions.MultivariateNormal(mean.expand(48), root @ root.T).log_prob(z[0, :, 0, 0])
+    mean = mean.expand(48)
+    if cond.moments is not None:      # 3.3 lies at .4 of the way from 3.0 to 3.75
+        move, log_scale = (.6 * values[1, 0, :, 0, 0] + .4 * values[2, 0, :, 0, 0] for values in (cond.moments.mean, cond.moments.log_scale))
+        mean, root = move + log_scale.exp() * mean, log_scale.exp()[:, None] * root
+    density = torch.distributions.MultivariateNormal(mean, root @ root.T).log_prob(z[0, :, 0, 0])
     volume = autograd_log_det(lambda lr: model.encode(lr, cond)[0], x)
     assert torch.allclose(model.log_prob(x, cond, 3.3), density + volume, rtol=1e-9)
 
