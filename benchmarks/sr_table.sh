@@ -11,7 +11,9 @@ export OMP_NUM_THREADS=1
 interflow() { .venv/bin/interflow "$@" --seed 0; }
 networks='rcan swinir liif_edsr_baseline' made='pixels preserving sample'
 
-interflow simulate data/photos/train "$work/train" --factors 2.1,3.0,3.75
+# what the networks are trained on, and what paths between photographs start from: the flow's own factors
+trained=$(.venv/bin/python -c 'import json; print(*json.load(open("data/weights/flow/config.json"))["factors"], sep=",")')
+interflow simulate data/photos/train "$work/train" --factors "2.1,3.0,3.75,$trained"
 interflow simulate data/photos/test "$work/test" --factors 2.5,3,3.5
 for path in $made; do
     interflow generate data/weights/flow "$work/train" "$work/$path" --factors 2.4,2.8,3.2,3.6 --path "$path" --device cpu

@@ -44,10 +44,11 @@ def override(config, **settings):
 @app.command()
 def simulate(photos: Annotated[Path, typer.Argument(help='folder of photographs (8-bit RGB)')], out: Out,
              factors: Annotated[str, typer.Option(help='true factors in [1, 4], 105 mm / focal length')] = '2.1,3.0,3.75',
-             camera: Annotated[str, typer.Option(help="preset of the camera: 'canon' or 'nikon'")] = 'canon', seed: Seed = 0):
+             camera: Annotated[str, typer.Option(help="preset of the camera: 'canon' or 'nikon'")] = 'canon',
+             scale: Annotated[float, typer.Option(help='reduce the photographs to this part of their size first, at most 1')] = 1., seed: Seed = 0):
     "Photograph photographs with the simulated zoom camera: HR and LR images on one pixel grid."
     from interflow.data import simulate as run
-    scenes = run(photos, out, parse_factors(factors), camera, seed)
+    scenes = run(photos, out, parse_factors(factors), camera, seed, scale)
     typer.echo(f'{len(scenes)} scenes at {len(scenes[0].lr)} factors: {out}')
 
 

@@ -8,10 +8,12 @@ __all__ = ['UNEXPLAINED', 'cubic_mtf', 'null_of', 'axis_spectrum', 'enlargement_
 # %% ../nbs/18b_enlargement.ipynb #60dafc5e
 import math
 from typing import NamedTuple
+
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
 from .core import InterflowError, check_image
 from .metrics import luma
 

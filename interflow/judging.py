@@ -192,7 +192,7 @@ def judge_model(
     make = lambda studio, factor: draw_images(model, studio, factor, draws, path, band)
     return judge_images(make, photographs, factors, camera, shots, seed, classify)
 
-
+# %% ../nbs/19a_judging.ipynb #485efb4e
 def judge_images(
     make: Callable,             # (studio, factor) -> (N, 3, H, W), the images to be judged
     photographs: list,
@@ -225,7 +225,7 @@ def _mean_curves(curves):
     return {name: torch.stack([each[name] for each in curves]).mean(0).tolist()
             for name in curves[0]}
 
-
+# %% ../nbs/19a_judging.ipynb #741b582f
 def _check(factors, camera, shots):
     get_camera(camera)
     for factor in factors:
@@ -366,7 +366,7 @@ def draw_judgement(
     plt.close(figure)
     return figure
 
-
+# %% ../nbs/19a_judging.ipynb #9a88ac4f
 def _draw_curves(axes, curves, factors):
     from matplotlib import colormaps
     rings = [(k + .5) / 64 for k in range(32)]
@@ -406,7 +406,7 @@ def measure_pair(
            'true_found_factor': fit_factor(true).factor}
     return row, {'spectrum': gap, 'transfer': ours, 'true_transfer': theirs}
 
-
+# %% ../nbs/19a_judging.ipynb #a2074055
 def judge_pairs(
     make: Callable,         # (scene, hr, view, factor) -> (N, 3, H, W), what is in `view.inside`
     scenes: list,           # of `Scene`, with LR photographs
@@ -435,7 +435,7 @@ def judge_pairs(
     means = {key: _mean_curves(some) for key, some in curves.items()}
     return Judgement(rows, summarise_rows(rows, accuracy), means)
 
-
+# %% ../nbs/19a_judging.ipynb #766e2ae5
 def draw_for_pair(
     model,                  # `InterFlow`
     scene,                  # `Scene`

@@ -8,14 +8,13 @@ __all__ = ['deviations', 'luma_of', 'variance_ratio', 'quantiles', 'texture', 'd
 
 # %% ../nbs/18_realism.ipynb #2a69250e
 import math
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from .core import InterflowError, check_image
-from .metrics import luma, mtf50, noise_spectrum, transfer
+from .metrics import luma, noise_spectrum
 
 # %% ../nbs/18_realism.ipynb #e4395f12
 def deviations(

@@ -7,9 +7,11 @@ __all__ = ['high_pass', 'cut_patches', 'Critic', 'train_critic', 'two_sample_tes
 
 # %% ../nbs/18a_two_sample.ipynb #44ab1770
 import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
 from .core import InterflowError, check_image, derive_seed, make_generator
 
 # %% ../nbs/18a_two_sample.ipynb #4400c573

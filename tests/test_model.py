@@ -9,7 +9,7 @@ import torch
 from interflow.checkpoints import load_model, save_model
 from interflow.core import InterflowError, make_generator, pad_to_multiple
 from interflow.layers.bijection import autograd_log_det
-from interflow.losses import interflow_loss
+from interflow.losses import crps, interflow_loss
 from interflow.model import InterFlow, InterFlowConfig
 from interflow.prior import GaussianPrior, transport_map
 
@@ -180,3 +180,37 @@ def test_cuda_agrees_with_cpu():
     cond = model.condition(hr)
     assert torch.allclose(model.log_prob(lr, cond, 2.5).cpu(), here, rtol=1e-3)
     assert model.sample(cond, 2.5, make_generator(0, 'cuda', device='cuda')).device.type == 'cuda'
+
+
+def test_a_model_saved_before_there_were_moments_is_the_published_one(tmp_path):
+    model = shaken(replace(InterFlowConfig.tiny(), moments=0), torch.float32)
+    save_model(tmp_path / 'old', model)
+    stored = json.loads((tmp_path / 'old' / 'config.json').read_text())
+    del stored['moments']
+    (tmp_path / 'old' / 'config.json').write_text(json.dumps(stored))
+    assert load_model(tmp_path / 'old').config == model.config
+
+
+def test_fresh_moments_are_the_published_prior():
+    "Before training the network of the moments says nothing: both models give one density and one image."
+    torch.manual_seed(0)
+    knowing = InterFlow(InterFlowConfig.tiny(), make_generator(0)).eval()
+    plain = InterFlow(replace(InterFlowConfig.tiny(), moments=0), make_generator(0)).eval()
+    plain.load_state_dict({name: value for name, value in knowing.state_dict().items() if not name.startswith('moments.')})
+    hr, lr = (torch.rand(1, 3, 16, 16, generator=make_generator(seed)) for seed in (0, 1))
+    conditions = [(model, model.condition(hr)) for model in (knowing, plain)]
+    assert torch.equal(*(model.log_prob(lr, cond, 2.9) for model, cond in conditions))
+    assert torch.equal(*(model.sample(cond, 2.9, make_generator(2)) for model, cond in conditions))
+
+
+@pytest.mark.parametrize('spread, better', [(.5, 1.), (2., 1.)])
+def test_the_crps_prefers_draws_that_vary_as_the_truth(spread, better):
+    truth, *draws = torch.randn(3, 3000, 3, 4, 4, generator=make_generator(0))
+    assert crps(*(better * x for x in draws), truth) < crps(*(spread * x for x in draws), truth)
+
+
+def test_the_crps_asks_for_the_grain_too():
+    "Noise of the right strength at each pixel, but the same in blocks of four, scores worse than white noise where the truth is white."
+    truth, first, second = torch.randn(3, 3000, 3, 4, 4, generator=make_generator(1))
+    coarse = [x[..., :1, :1].expand_as(x) for x in (first, second)]
+    assert crps(first, second, truth) < .9 * crps(*coarse, truth)

@@ -17,13 +17,14 @@ from PIL import Image
 
 from interflow import sets
 from interflow.checkpoints import load_model
-from interflow.core import InterflowError, data_folder, make_generator, photographs, read_image, write_image
+from interflow.core import InterflowError, data_folder, make_generator, photographs, read_image, read_json, write_image
 from interflow.data import read_scenes, read_set, simulate
 from interflow.generation import generate_scene
 from interflow.gate import measure_photographs
 from interflow.sets import Pool, SetConfig, Share, Wanted, best_processes, generate, parse_wanted, plan, published_mode, read_records
 
 FLOW = data_folder() / 'weights' / 'flow'
+LOW, *_, HIGH = read_json(FLOW / 'config.json')['factors']      # trained
 RANDOM, MAP = parse_wanted('random:2.1:3.75') + parse_wanted('map:2.1:3.75')
 
 
@@ -38,7 +39,7 @@ def pairs(tmp_path_factory):
     folder = tmp_path_factory.mktemp('pairs')
     for path in photographs('test')[4:7]:
         write_image(folder / 'photos' / f'{path.stem}.png', read_image(path)[:, 200:278, 300:390])
-    simulate(folder / 'photos', folder / 'set', (2.1, 3.75), 'canon', 3)
+    simulate(folder / 'photos', folder / 'set', (LOW, HIGH), 'canon', 3)
     return folder / 'set'
 
 
@@ -265,8 +266,8 @@ def test_other_photographs_are_another_set(pairs, tmp_path):
 
 @pytest.mark.parametrize('path', ['pixels', 'linear', 'slerp', 'preserving', 'transport', 'sample'])
 def test_a_set_of_any_path_is_read_as_it_was_made(model, pairs, tmp_path, path):
-    wanted, ends = published_mode(0)
-    config = SetConfig((*wanted[:2], RANDOM), path, names='published', format='webp', between=ends)
+    wanted, _ = published_mode(0)
+    config = SetConfig((*wanted[:2], RANDOM), path, names='published', format='webp', between=(LOW, HIGH))
     assert generate(model, read_set(pairs), tmp_path / 'out', config, 'cpu').missing == 0
     for scene, original in zip(read_set(tmp_path / 'out'), read_set(pairs)):
         assert [f for f in sorted(scene.lr) if abs(f - 2.1825) < 1e-6 or abs(f - 2.265) < 1e-6] == [2.1825, 2.265], 'true factors, not labels'
@@ -328,7 +329,7 @@ def test_killed_between_the_last_image_and_its_shard(model, pairs, tmp_path, mon
 def test_pixels_are_rounded_not_truncated(model, pairs, tmp_path):
     scene = read_set(pairs)[0]
     generate(None, [scene], tmp_path / 'out', SetConfig((2.6,), 'pixels'), 'cpu')
-    exact = 255 * torch.lerp(read_image(scene.lr[2.1]), read_image(scene.lr[3.75]), .5 / 1.65)
+    exact = 255 * torch.lerp(read_image(scene.lr[LOW]), read_image(scene.lr[HIGH]), (2.6 - LOW) / (HIGH - LOW))
     made = 255 * read_image(read_set(tmp_path / 'out')[0].lr[2.6])
     assert (made - exact).abs().max() <= .5 + 1e-4 and (made - exact).mean().abs() < .1      # truncated, -.45
 
