@@ -43,7 +43,7 @@ from interflow.generation import generate_scene
 from interflow.losses import LossWeights, interflow_loss
 from interflow.model import InterFlow, InterFlowConfig
 from interflow.sr.evaluation import BASELINE, evaluate, read_pair, summarise, super_resolve
-from interflow.sr.networks import build, network_config
+from interflow.sr.networks import VARIANTS, arbitrary, build, network_config
 from interflow.sr.training import SR_PRESETS, Source, l1_loss, train_sr
 from interflow.training import PRESETS, plain, train_flow
 
@@ -53,6 +53,7 @@ MADE = (*RANDOM, 'kernel', 'sample', 'tuned')       # ways to LR images of HR ph
 FITTED = ('kernel', 'sample', 'tuned')              # those that learn from the pairs
 ROWS = ('pairs', *(f'pairs+{name}' for name in MADE), *(f'{name}-alone' for name in MADE), 'oracle')
 ITSELF = 'LR image'                                 # the row without any network
+NETWORKS = tuple(name for name in VARIANTS if not arbitrary(name))
 SHIPPED = data_folder() / 'weights' / 'flow'
 
 
@@ -222,7 +223,7 @@ def make_images(name: str, camera: Camera, count: int, seed: int, work: Path, se
     "LR images of the HR photographs without partner: a list of `Scene`, `draws` for each photograph where they are random."
     pairs, others = choose_pairs(camera, count, seed)
     folder, draws = work / images_folder(name, count, seed), 1 if name == 'bicubic' else settings.draws
-    told = {'factor': camera.factor, 'draws': draws}
+    told = {'factor': camera.factor, 'draws': draws, 'crop': settings.crop}
     if name in FITTED:
         told['pairs'] = [scene.name for scene in pairs]
     if name in ('sample', 'tuned'):
@@ -290,13 +291,13 @@ def jobs_of(camera: Camera, given: argparse.Namespace) -> list[Job]:
 # ---------------------------------------------------------------- how long it takes
 
 def seconds_of(call, times: int = 2) -> float:
-    "Seconds of a call: the best of `times`, after one that does not count."
+    "Seconds of CPU of a call, the best of `times`, after one that does not count; what others compute does not count either."
     call()
     best = float('inf')
     for _ in range(times):
-        start = time.perf_counter()
+        start = time.process_time()
         call()
-        best = min(best, time.perf_counter() - start)
+        best = min(best, time.process_time() - start)
     return best
 
 
@@ -340,7 +341,7 @@ class Todo(NamedTuple):
 
 
 def plan(camera: Camera, jobs: list, work: Path, settings: Settings, tested: int) -> Todo:
-    "What is left of `jobs`, and about how many seconds that takes on one idle core; `tested` images for each network."
+    "What is left of `jobs`, and about how many seconds of CPU that takes; `tested` images for each network."
     left = [job for job in jobs if not (work / job.folder / 'scores.json').exists()]
     wanted = {(job.way, job.pairs, job.seed) for job in left if job.way}
     flows = sorted(one for one in wanted if one[0] in ('sample', 'tuned')
@@ -363,7 +364,7 @@ def describe(camera: Camera, todo: Todo, jobs: list) -> str:
             f'  SR trainings   {len(todo.jobs)} of {len(jobs)} are to be done, {sum(job.steps for job in todo.jobs)} steps\n'
             f'  flows          {len(todo.flows)} are to be trained\n'
             f'  LR images      to be made: {images}\n'
-            f'  about {hours} h {rest // 60} min {rest % 60} s on one core that nobody else uses')
+            f'  about {hours} h {rest // 60} min {rest % 60} s of CPU')
 
 
 # ---------------------------------------------------------------- results
@@ -393,10 +394,10 @@ def compare(row: str, mine: dict, rivals: dict, tested: str) -> dict:
     return {**line, 'seeds': seeds, 'psnr_y_gain_of_seeds': [mean(a) - mean(b) for a, b in zip(own, others)]}
 
 
-def collect(camera: Camera, scores: dict, rows: list) -> list:
-    "The lines of all that is done: `scores` dict of `Job` -> rows of `run_job`."
+def collect(camera: Camera, scores: dict, rows: list, counts: list) -> list:
+    "The lines of all that is done: `scores` dict of `Job` -> rows of `run_job`; `counts` of pairs."
     lines, whole = [], len(camera.train)
-    groups = dict.fromkeys((job.network, job.steps, job.pairs) for job in scores)
+    groups = dict.fromkeys((job.network, job.steps, job.pairs) for job in scores if job.pairs in counts)
     for network, steps, count in groups:
         def of(row, count=count):
             return {job.seed: found for job, found in scores.items() if job[:3] == (network, steps, count) and job.row == row}
@@ -413,24 +414,26 @@ def collect(camera: Camera, scores: dict, rows: list) -> list:
 def table(results: dict) -> str:
     "The results as text."
     head = f'{"":18}{"PSNR-Y":>8}{"SSIM-Y":>8}   {"difference to pairs, dB":26}{"of each seed":24}SSIM-Y'
-    text, last = ['A star: the 95 % interval of the difference, over the test scenes, does not hold 0.'], None
+    text, last = ['A star: the 95 % interval of the difference does not hold 0. Intervals are over the test scenes, of means over the seeds;',
+                  'what the choice of pairs and the start do to a difference, the column of the seeds shows.'], None
     for line in results['lines']:
         group = tuple(line[key] for key in ('trained', 'tested', 'network_kind', 'steps', 'pairs'))
         if group != last:
             trained, tested, network, steps, count = last = group
-            text += ['', f'{network}, {steps} steps, {count} real pair{"s" * (count > 1)} of {trained}, tested on {line["images"]} scenes of '
-                         f'{tested} (x{line["factor"]:g})', head]
+            text += ['', f'{network}, {steps} steps, {count} real pair{"s" * (count > 1)} of {trained}, '
+                         f'tested on {line["images"]} scenes of {tested} (x{line["factor"]:g})', head]
         star = {key: '*' if line[f'{key}_gain_low'] > 0 or line[f'{key}_gain_high'] < 0 else ' ' for key in ('psnr_y', 'ssim_y')}
-        gain = '' if line['row'] == 'pairs' else f'{line["psnr_y_gain"]:+.3f}{star["psnr_y"]} [{line["psnr_y_gain_low"]:+.3f}, {line["psnr_y_gain_high"]:+.3f}]'
-        seeds = '' if line['row'] == 'pairs' else ' '.join(f'{value:+.2f}' for value in line['psnr_y_gain_of_seeds'])
-        other = '' if line['row'] == 'pairs' else f'{line["ssim_y_gain"]:+.4f}{star["ssim_y"]}'
-        text.append(f'{line["row"]:18}{line["psnr_y"]:8.2f}{line["ssim_y"]:8.4f}   {gain:26}{seeds:24}{other}'.rstrip())
+        gain = f'{line["psnr_y_gain"]:+.3f}{star["psnr_y"]} [{line["psnr_y_gain_low"]:+.3f}, {line["psnr_y_gain_high"]:+.3f}]'
+        seeds = ' '.join(f'{value:+.2f}' for value in line['psnr_y_gain_of_seeds'])
+        gains = f'{gain:26}{seeds:24}{line["ssim_y_gain"]:+.4f}{star["ssim_y"]}' if line['row'] != 'pairs' else ''
+        text.append(f'{line["row"]:18}{line["psnr_y"]:8.2f}{line["ssim_y"]:8.4f}   {gains}'.rstrip())
     return '\n'.join(text) + '\n'
 
 
 def write_results(out: Path, folder: Path, lines: list, settings: Settings, cameras: list) -> None:
     "city100.json and city100.txt in `out`, each whole or not at all."
-    described = [{'name': one.name, 'factor': one.factor, 'train': [s.name for s in one.train], 'test': [s.name for s in one.test]} for one in cameras]
+    described = [{'name': one.name, 'factor': one.factor, 'train': [scene.name for scene in one.train],
+                  'test': [scene.name for scene in one.test]} for one in cameras]
     results = {'settings': {**asdict(settings), 'data': folder.name, 'shipped': fingerprint(load_model(SHIPPED)),
                             'sr': asdict(SR_PRESETS['tiny']), 'flow': asdict(PRESETS['tiny']), 'flow_loss': asdict(FLOW_LOSS)},
                'cameras': described, 'lines': lines}
@@ -465,10 +468,10 @@ def parse(arguments=None) -> argparse.Namespace:
     parser.add_argument('--quick', action='store_true', help='a few steps of everything, to see that it runs; the numbers mean nothing')
     parser.add_argument('--plan', action='store_true', help='print the plan and end')
     parser.add_argument('--cameras', type=_list(_one_of(CAMERAS)), default=['NikonD5500'])
-    parser.add_argument('--networks', type=_list(str), default=None, help='rcan,swinir')
-    parser.add_argument('--steps', type=_list(int), default=None, help='1000,2000,3000')
-    parser.add_argument('--pairs', type=_list(int), default=None, help='1,3,6,40')
-    parser.add_argument('--seeds', type=_list(int), default=None, help='0,1,2')
+    parser.add_argument('--networks', type=_list(_one_of(NETWORKS)), help='rcan,swinir')
+    parser.add_argument('--steps', type=_list(int), help='1000,2000,3000')
+    parser.add_argument('--pairs', type=_list(int), help='1,3,6,40')
+    parser.add_argument('--seeds', type=_list(int), help='0,1,2')
     parser.add_argument('--rows', type=_list(_one_of(ROWS)), default=list(ROWS), help=', '.join(ROWS))
     parser.add_argument('--draws', type=int, help='LR images of each HR photograph')
     parser.add_argument('--flow-steps', type=int, help='of a flow that starts anew; a third of them for the shipped one')
@@ -513,8 +516,8 @@ def main(arguments=None) -> None:
             print(f'{number + 1} of {len(jobs)}: {job.folder}', flush=True)
             scores[job] = run_job(job, camera, abroad, work, settings, given.device)
             if number + 1 == len(jobs) or job[:3] != jobs[number + 1][:3]:
-                write_results(given.out, given.folder, lines + collect(camera, scores, given.rows), settings, list(cameras.values()))
-        lines += collect(camera, scores, given.rows)
+                write_results(given.out, given.folder, lines + collect(camera, scores, given.rows, given.pairs), settings, list(cameras.values()))
+        lines += collect(camera, scores, given.rows, given.pairs)
     if lines:
         print((given.out / 'city100.txt').read_text())
 

@@ -247,16 +247,17 @@ def realesrgan_noise(image: Tensor, generator: torch.Generator, numbers: Round =
     "`image` with Gaussian or Poisson noise, of each colour alone or of all alike; clipped."
     gaussian = uniform(generator, 0, 1) < numbers.gaussian
     grey = uniform(generator, 0, 1) < numbers.grey
+    strength = uniform(generator, *(numbers.noise if gaussian else numbers.poisson))
     if gaussian:
         shape = (1, *image.shape[1:]) if grey else image.shape
-        noise = torch.randn(shape, generator=generator) * uniform(generator, *numbers.noise) / 255
-        return (image + noise).clamp(0, 1)
+        noise = torch.randn(shape, generator=generator)
+        return (image + strength / 255 * noise).clamp(0, 1)
     light = image
     if grey:
         light = (image * torch.tensor([.299, .587, .114])[:, None, None]).sum(0, keepdim=True)
     light = (255 * light).round() / 255
     noise = torch.poisson(256 * light, generator=generator) / 256 - light
-    return (image + uniform(generator, *numbers.poisson) * noise).clamp(0, 1)
+    return (image + strength * noise).clamp(0, 1)
 
 
 def _scale(generator, numbers):
@@ -309,7 +310,7 @@ SIDE, SAMPLES, RIDGE = 25, 120_000, 1e-5      # pixels; pixels fitted to, of all
 
 
 class FittedKernel(NamedTuple):
-    "A linear degradation of pairs at one factor, on the HR grid; the factor it is given says nothing."
+    "A linear degradation of pairs, on the HR grid, at their factor, whatever is asked for."
     kernel: Tensor          # (3, SIDE, SIDE), one for each colour
     offset: Tensor          # (3,)
     residuals: tuple        # of each pair, (3, H, W): what the kernel does not explain
@@ -347,7 +348,7 @@ def fit_kernel(pairs: list, generator: torch.Generator) -> FittedKernel:
     too small for it, and without pairs.
     """
     if not pairs or min(side for hr, _ in pairs for side in hr.shape[-2:]) < 2 * SIDE:
-        raise InterflowError(f'pairs: none, or one below {2 * SIDE} pixels a side; give larger images')
+        raise InterflowError(f'pairs: none, or one below {2 * SIDE} pixels a side; give larger ones')
     count = SAMPLES // len(pairs)
     gram, target = torch.zeros(3, SIDE ** 2 + 1, SIDE ** 2 + 1), torch.zeros(3, SIDE ** 2 + 1)
     for hr, lr in pairs:
