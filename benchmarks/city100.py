@@ -337,6 +337,7 @@ class Todo(NamedTuple):
     jobs: list
     flows: list       # (name, pairs, seed)
     images: list      # (name, how many)
+    costs: dict       # as `probe` gives them
     seconds: float
 
 
@@ -353,17 +354,21 @@ def plan(camera: Camera, jobs: list, work: Path, settings: Settings, tested: int
     costs = probe(camera, sorted({job.network for job in left}), [name for name, _ in images], settings) if left else {}
     seconds = sum(job.steps * costs[job.network]['step'] + tested * (costs[job.network]['test'] + .1) for job in left)
     seconds += sum(costs[name]['step'] for name, _, _ in flows) + sum(costs[name]['image'] * count for name, count in images)
-    return Todo(left, flows, images, seconds)
+    return Todo(left, flows, images, costs, seconds)
 
 
 def describe(camera: Camera, todo: Todo, jobs: list) -> str:
     "The plan in words."
     images = ', '.join(f'{count} {name}' for name, count in todo.images) or 'none'
+    costs = ', '.join(f'{name} {cost["step"] * 1e3:.0f} ms a step' if 'test' in cost
+                      else f'{name} {cost["step"]:.0f} s a flow, {cost["image"]:.1f} s an image'
+                      for name, cost in todo.costs.items() if 'test' in cost or cost['step'])
     hours, rest = divmod(round(todo.seconds), 3600)
     return (f'{camera.name} x{camera.factor:g}: {len(camera.train)} training scenes, {len(camera.test)} test scenes\n'
             f'  SR trainings   {len(todo.jobs)} of {len(jobs)} are to be done, {sum(job.steps for job in todo.jobs)} steps\n'
             f'  flows          {len(todo.flows)} are to be trained\n'
             f'  LR images      to be made: {images}\n'
+            f'  measured       {costs or "nothing"}\n'
             f'  about {hours} h {rest // 60} min {rest % 60} s of CPU')
 
 
@@ -414,8 +419,8 @@ def collect(camera: Camera, scores: dict, rows: list, counts: list) -> list:
 def table(results: dict) -> str:
     "The results as text."
     head = f'{"":18}{"PSNR-Y":>8}{"SSIM-Y":>8}   {"difference to pairs, dB":26}{"of each seed":24}SSIM-Y'
-    text, last = ['A star: the 95 % interval of the difference does not hold 0. Intervals are over the test scenes, of means over the seeds;',
-                  'what the choice of pairs and the start do to a difference, the column of the seeds shows.'], None
+    text, last = ['A star: the 95 % interval of the difference does not hold 0. Intervals are over the test scenes,',
+                  'of means over the seeds; what the choice of pairs and the start change, the column of the seeds shows.'], None
     for line in results['lines']:
         group = tuple(line[key] for key in ('trained', 'tested', 'network_kind', 'steps', 'pairs'))
         if group != last:
@@ -516,7 +521,8 @@ def main(arguments=None) -> None:
             print(f'{number + 1} of {len(jobs)}: {job.folder}', flush=True)
             scores[job] = run_job(job, camera, abroad, work, settings, given.device)
             if number + 1 == len(jobs) or job[:3] != jobs[number + 1][:3]:
-                write_results(given.out, given.folder, lines + collect(camera, scores, given.rows, given.pairs), settings, list(cameras.values()))
+                found = lines + collect(camera, scores, given.rows, given.pairs)
+                write_results(given.out, given.folder, found, settings, list(cameras.values()))
         lines += collect(camera, scores, given.rows, given.pairs)
     if lines:
         print((given.out / 'city100.txt').read_text())

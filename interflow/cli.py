@@ -302,10 +302,11 @@ def explore(port: Annotated[int, typer.Option(min=1, max=65535, help='port on 12
 @app.command()
 def demo(out: Annotated[Path, typer.Argument(help='folder for the result; an interrupted demo resumes')] = Path('runs/demo'), seed: Seed = 0,
          camera: Annotated[str, typer.Option(help="'canon' or 'nikon'")] = 'canon', device: Device = 'cpu',
+         from_scratch: Annotated[bool, typer.Option(help='train the flow from nothing, instead of the one that comes with the repository a little further')] = False,
          smoke: Annotated[bool, typer.Option(help='two scenes and a few steps: only shows that all parts work together')] = False):
     "The whole paper on the embedded photographs: simulate, train, generate, train SR, evaluate, report."
     from interflow.demo import DemoConfig, run_demo, smoke_config
-    report = run_demo(out, replace(smoke_config() if smoke else DemoConfig(), seed=seed, camera=camera), device)
+    report = run_demo(out, replace(smoke_config() if smoke else DemoConfig(), seed=seed, camera=camera, from_scratch=from_scratch), device)
     typer.echo((report.parent / 'sr.txt').read_text(encoding='utf-8'))
     typer.echo(f'The report: {report.resolve()}')
 

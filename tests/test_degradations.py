@@ -208,7 +208,6 @@ def test_a_flow_at_one_factor_is_the_flow_there(moments):
     with torch.inference_mode():
         images = []
         for one in (model, single):
-            one.flow.initialised = True
             cond = one.condition(hr)
             images.append(one.sample(cond, 2.6, make_generator(4)))
     assert single.config == replace(config, factors=(2.6,))
