@@ -124,7 +124,7 @@ def known(
     factors: tuple,
 ) -> list:
     "The scenes with their LR images at `factors` alone."
-    return [scene._replace(lr={factor: scene.lr[factor] for factor in factors}) for scene in scenes]
+    return [replace(scene, lr={factor: scene.lr[factor] for factor in factors}) for scene in scenes]
 
 # %% ../nbs/50_demo.ipynb #1694f59d
 def make_sources(model, train, out, config, device):

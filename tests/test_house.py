@@ -253,3 +253,8 @@ def test_the_table_of_three_networks_is_the_stored_one():
         means = [sum(values) / len(values) for f in (2.5, 3.0, 3.5) for values in [[row['psnr_y'] for row in rows if (row['network'], row['factor']) == (name, f)]]]
         (line,) = [line for line in lines if line.startswith(name + ' ')]
         assert all(f'{mean:.2f} /' in line for mean in means), name
+
+
+def test_the_readme_shows_how_realistic_the_shipped_flow_is():
+    stored = ROOT / 'benchmarks' / 'realism.txt'
+    assert stored.read_text().rstrip('\n') in (ROOT / 'README.md').read_text(), 'README.md: its table is not the one in benchmarks/realism.txt'
