@@ -93,11 +93,10 @@ def story(
     if config.from_scratch:
         return f'a flow from nothing, {here}'
     file = data_folder() / 'weights' / 'flow' / 'training.json'
-    stored = read_json(file) if file.exists() else {}
-    steps = f'{stored["training"]["steps"]:,} steps' if 'training' in stored else 'before'
-    last = ' in its last stage' if 'init' in stored else ''
-    return ('the flow that comes with the repository '
-            f'(trained {"for " if stored else ""}{steps}{last}, see data/weights/README.md), then {here}')
+    stages = read_json(file)['stages'].values() if file.exists() else ()      # what is not stored is not told
+    steps = sum(stage['training']['steps'] for stage in stages)
+    trained = f'trained for {steps:,} steps, ' if steps else ''
+    return f'the flow that comes with the repository ({trained}see data/weights/README.md), then {here}'
 
 # %% ../nbs/50_demo.ipynb #2c87061a
 def chosen_photographs(split, out, config):
@@ -143,7 +142,8 @@ def train_networks(sources, out, config, device):
     "An SR network for each source: `(networks, histories)`, dicts by name."
     jobs = {name: (source, out / 'sr' / name.replace('+', '_').replace(' ', '_'), config.network, config.sr, device)
             for name, source in sources.items()}
-    side_by_side(train_sr, list(jobs.values()), best_processes(device, jobs))
+    if config.sr.steps >= 100:      # a process takes seconds to start
+        side_by_side(train_sr, list(jobs.values()), best_processes(device, jobs))
     done = {name: train_sr(*job) for name, job in jobs.items()}
     return {name: net for name, (net, _) in done.items()}, {name: history for name, (_, history) in done.items()}
 
@@ -156,7 +156,7 @@ def side_by_side(
     "Call `function(*job)` for each job in a process of its own. Faults are printed there, not raised here."
     if processes < 2:
         return
-    quiet = {'OMP_NUM_THREADS': '1', 'TQDM_DISABLE': '1'}      # two bars on one line cannot be read
+    quiet = {'OMP_NUM_THREADS': '1', 'TQDM_DELAY': '1000000'}      # two bars on one line cannot be read
     before = {name: os.environ.get(name) for name in quiet}
     context = torch.multiprocessing.get_context('spawn')
     workers = [context.Process(target=function, args=job, daemon=True) for job in jobs]
@@ -252,8 +252,8 @@ def strip_figure(model, photo, config, size=144):
     size = min(size // 12, min(hr.shape[-2:]) // 12) * 12
     top, left = busiest(hr, size)
     cut = lambda path, factor: make_images(model, studio, path, factor, 2)[0][:, top:top + size, left:left + size]
-    large = [('the scene (HR)', hr[:, top:top + size, left:left + size]), (f'photographed, x{middle:g}', cut('true', middle)),
-             (f'made by the flow, x{middle:g}', cut('sample', middle))]
+    large = [('HR', hr[:, top:top + size, left:left + size]), (f'photograph, x{middle:g}', cut('true', middle)),
+             (f'the flow, x{middle:g}', cut('sample', middle))]
     rows = [large]
     for factor in [factor for factor in config.judged if factor != middle]:
         part = slice(size // 8, size - size // 8)      # four small panels are as wide as three large ones
@@ -464,4 +464,4 @@ def smoke_config():
     small = dict(steps=12, batch_size=2, patch=32, save_every=5)
     settings = {name: replace(getattr(DemoConfig(), name), **small) for name in ('flow', 'tuning', 'sr')}
     open_gate = Limits(1e6, 1e6)      # a flow of a few steps makes nothing that would pass
-    return DemoConfig(generated=(2.5, 3.0), judged=(2.5, 3.0, 3.5), scenes=2, crop=128, limits=open_gate, **settings)
+    return DemoConfig(generated=(2.5, 3.0), judged=(2.5, 3.0), scenes=2, crop=128, limits=open_gate, **settings)
