@@ -77,11 +77,13 @@ def shipped_flow(
     """
     if config.from_scratch:
         return None
+    folder = data_folder() / 'weights' / 'flow'
     try:
-        model = load_model(data_folder() / 'weights' / 'flow')
+        model = load_model(folder)
         start_from(InterFlow(config.model), model)      # a trial on a model that is thrown away
     except InterflowError as fault:
-        raise InterflowError(f'{fault}; or train a flow from nothing: interflow demo --from-scratch') from None
+        raise InterflowError(f'{folder}: no flow of the demo\'s sizes ({str(fault).split(";")[0]}); '
+                             'restore it, or train one from nothing: interflow demo --from-scratch') from None
     return model
 
 
@@ -307,7 +309,7 @@ def mean_of(rows, path, factor, name):
 def quality_figure(
     rows: list,     # of `judge_generation`
 ):
-    "The four measures of all generators over the factor, a `Figure`: points are scenes, lines their means; black is the best possible."
+    "The four measures of all generators over the factor, a `Figure`: points are scenes, lines their means, black other shots."
     import matplotlib.pyplot as plt
     figure, axes = plt.subplots(1, 4, figsize=(15, 3.4), layout='constrained')
     factors = sorted({row['factor'] for row in rows})
@@ -381,7 +383,8 @@ factors that nobody photographed; SR networks trained on them were tested on {te
 <h2>Generated images next to true ones</h2><p><i>true</i> is the simulated photograph; <i>sample</i> draws from the prior and has seen the HR image alone; <i>linear</i>
 mixes the latents of the two LR photographs (the paper), <i>pixels</i> blends the photographs themselves.</p><img src="strip.png" alt="strip of crops">
 <h2>Are they realistic?</h2><p>Five generated images of each scene against five independent shots, each with its own noise, phase, shift, gain and offset. <i>true</i>, the black line,
-is what five other shots score: the best that is possible. Read variance first: below 1 a generator is too clean. Noise averages out wherever two photographs or two latents are mixed.</p>
+is what five other shots score. Read variance first: below 1 a generator is too clean. Noise averages out wherever two photographs or two latents are mixed; a mean of such clean
+images has less noise left in it, which raises the last measure even above that of true shots.</p>
 <img src="generation.png" alt="variance, spectrum, sharpness and mean image">{generation}<p>Per image: <a href="generation.csv">generation.csv</a></p>
 <h2>Super-resolution</h2><p>One network, six data sets to train on; <i>oracle</i> has true images at the generated factors. PSNR and SSIM on Y, 4 pixels shaved; <i>bicubic</i> is the LR image itself, which registration has put on the HR grid
 by bicubic interpolation. Means over the test scenes with 95 % bootstrap intervals; the difference is paired, against <i>x2+x4</i>.</p>
