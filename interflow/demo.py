@@ -254,8 +254,8 @@ def strip_figure(model, photo, config, size=144):
     size = min(size // 12, min(hr.shape[-2:]) // 12) * 12
     top, left = busiest(hr, size)
     cut = lambda path, factor: make_images(model, studio, path, factor, 2)[0][:, top:top + size, left:left + size]
-    large = [('HR', hr[:, top:top + size, left:left + size]), (f'photograph, x{middle:g}', cut('true', middle)),
-             (f'the flow, x{middle:g}', cut('sample', middle))]
+    large = [('the scene (HR)', hr[:, top:top + size, left:left + size]), (f'photographed, x{middle:g}', cut('true', middle)),
+             (f'made by the flow, x{middle:g}', cut('sample', middle))]
     rows = [large]
     for factor in [factor for factor in config.judged if factor != middle]:
         part = slice(size // 8, size - size // 8)      # four small panels are as wide as three large ones
