@@ -35,14 +35,17 @@ def save_module(folder, module, config, beside=None):
             write_json(temporary / name, value)
 
 
-def load_config(folder, config_class, kind):
-    "The frozen dataclass stored in `folder`; `InterflowError` when it describes another kind of model or unknown settings."
+def load_config(folder, config_class, kind, earlier=None):
+    """The frozen dataclass stored in `folder`; `InterflowError` when it describes another kind of model or unknown settings.
+
+    `earlier` a dict of the settings that older files lack, with the values that their models had.
+    """
     path = Path(folder) / 'config.json'
     stored = read_json(path)
     if not isinstance(stored, dict) or stored.pop('kind', None) != kind:
         raise InterflowError(f'{path}: does not describe a model of kind {kind}; give the folder of such a model')
     names = {field.name for field in dataclasses.fields(config_class)}
-    stored = {**({'moments': 0} if 'moments' in names else {}), **stored}      # models saved before this setting have the published prior
+    stored = {**(earlier or {}), **stored}
     if set(stored) != names:
         raise InterflowError(f'{path}: settings {sorted(set(stored) ^ names)} are unknown or missing; the file is of another version or was edited')
     try:
@@ -81,7 +84,8 @@ def load_model(folder):
 
     Its `photographs` are what room 14b measured when it was trained, None where the folder has no `photographs.json`.
     """
-    model = load_weights(folder, InterFlow(load_config(folder, InterFlowConfig, 'InterFlow'))).eval()
+    config = load_config(folder, InterFlowConfig, 'InterFlow', earlier={'moments': 0})      # there was the published prior alone
+    model = load_weights(folder, InterFlow(config)).eval()
     path = Path(folder) / 'photographs.json'
     model.photographs = read_json(path) if path.exists() else None
     return model

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from .core import InterflowError, to_tensor
+from .core import InterflowError, in_8_bits, to_tensor
 from .data import read_scene
-from .metrics import luma
+from .metrics import hann_rings, luma
 
 # %% ../nbs/14b_gate.ipynb #3b6c49b8
 def blind_noise(
@@ -107,13 +107,8 @@ RINGS = 16      # up to 1/2 cycle per pixel
 
 def _spectra(values):
     "Fourier coefficients of (n, h, w) under a Hann window of unit power; the window; all rings."
-    size, kind = values.shape[1:], values.dtype
-    height, width = (torch.hann_window(n, periodic=True, dtype=kind) for n in size)
-    window = height[:, None] * width
-    window = window / window.square().sum().sqrt()
+    window, ring = hann_rings(values, RINGS)
     mean = (values * window).sum((1, 2), keepdim=True) / window.sum()
-    rows, columns = (torch.fft.fftfreq(n, dtype=kind) for n in size)
-    ring = (torch.hypot(rows[:, None], columns) * 2 * RINGS).long()
     ring = ring.clamp(max=RINGS)      # the last one: the corners
     return torch.fft.fft2((values - mean) * window), window, ring
 
@@ -172,7 +167,7 @@ def measure(
     boxes = windows(*hr.shape[-2:])
     factors = [factor[box].mean().item() if torch.is_tensor(factor) else factor for box in boxes]
     naive = _naive_windows(hr, boxes, factors)
-    seen = (255 * torch.stack([image[(..., *box)] for box in boxes]).clamp(0, 1)).round() / 255
+    seen = in_8_bits(torch.stack([image[(..., *box)] for box in boxes]))
     colour = 255 * (seen - naive).double().mean((2, 3))
     between = (naive > 20 / 255) & (naive < 235 / 255)
     clipped = 100 * (((seen == 0) | (seen == 1)) & between).double().mean((1, 2, 3))

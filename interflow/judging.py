@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SIDE', 'BORDER', 'PATCHES', 'COLUMNS', 'NEED_SHOTS', 'View', 'central_view', 'Studio', 'open_studio', 'draw_images',
-           'in_8_bits', 'measure', 'Judgement', 'judge_model', 'judge_images', 'classify_patches', 'summarise_rows',
+           'measure', 'Judgement', 'judge_model', 'judge_images', 'classify_patches', 'summarise_rows',
            'format_judgement', 'draw_judgement', 'measure_pair', 'judge_pairs', 'draw_for_pair', 'GeneratedSet',
            'write_judgement', 'judge']
 
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .camera import check_factor, get_camera, shoot
 from .checkpoints import load_model
-from .core import (InterflowError, derive_seed, make_generator, progress, read_image, to_tensor,
+from .core import (InterflowError, derive_seed, in_8_bits, make_generator, progress, read_image, to_tensor,
                             whole_file, write_csv, write_json)
 from .data import read_scene
 from .enlargement import fit_factor
@@ -106,8 +106,7 @@ def draw_images(
     """
     check_path(path)
     hr = studio.shots(1., range(1))[0]
-    seed = derive_seed(studio.seed, 'judge', studio.name)
-    generators = [make_generator(seed, factor, k) for k in range(draws)]
+    generators = _generators(studio.seed, studio.name, factor, draws)
     if not LR_IMAGES[path]:      # all draws at once: the scene is conditioned once
         made = generate_scene(model, hr, {}, (factor,) * draws, path, generators, band=band)
     else:
@@ -122,11 +121,10 @@ def _fresh(studio, factors, k):
     return {factor: studio.shots(factor, range(1000 + k, 1001 + k))[0] for factor in factors}
 
 
-def in_8_bits(
-    images: Tensor,
-) -> Tensor:
-    "Clipped to [0, 1] and rounded as a file would be."
-    return (255 * images.clamp(0, 1)).round() / 255
+def _generators(seed, name, factor, draws):
+    "The generator of each of `draws` images of the scene called `name`."
+    own = derive_seed(seed, 'judge', name)
+    return [make_generator(own, factor, k) for k in range(draws)]
 
 # %% ../nbs/19a_judging.ipynb #f20a7ca5
 def measure(
@@ -216,7 +214,13 @@ def judge_images(
                 rows.append({'scene': studio.name, 'factor': factor, 'images': kind, **row})
                 curves.setdefault((kind, factor), []).append(drawn)
             patches.append(_cut({**images, 'true': truth['true']}, number, factor, seed))
-    accuracy = classify_patches(patches, seed) if classify and len(photographs) > 1 else {}
+    return _conclude(rows, curves, patches, seed, classify)
+
+
+def _conclude(rows, curves, patches, seed, classify):
+    "The `Judgement` of all scenes; the two-sample test needs two of them."
+    several = len({scene for scene, _, _ in patches}) > 1
+    accuracy = classify_patches(patches, seed) if classify and several else {}
     means = {key: _mean_curves(some) for key, some in curves.items()}
     return Judgement(rows, summarise_rows(rows, accuracy), means)
 
@@ -430,10 +434,7 @@ def judge_pairs(
     if not rows:
         have = ', '.join(f'{factor:g}' for factor in scenes[0].lr)
         raise InterflowError(f'factors {factors}: no pair has one of them; the first scene has {have}')
-    several = len({scene for scene, _, _ in patches}) > 1
-    accuracy = classify_patches(patches, seed) if classify and several else {}
-    means = {key: _mean_curves(some) for key, some in curves.items()}
-    return Judgement(rows, summarise_rows(rows, accuracy), means)
+    return _conclude(rows, curves, patches, seed, classify)
 
 # %% ../nbs/19a_judging.ipynb #766e2ae5
 def draw_for_pair(
@@ -452,7 +453,7 @@ def draw_for_pair(
     needed = model.prior.factors if LR_IMAGES[path] else ()
     around = lambda image: image[:, view.around[0], view.around[1]]
     lr = {f: around(to_tensor(read_scene(scene, (f,))[1])) for f in needed}
-    generators = [make_generator(derive_seed(seed, 'judge', scene.name), factor, k) for k in range(draws)]
+    generators = _generators(seed, scene.name, factor, draws)
     made = generate_scene(model, hr, lr, (factor,) * draws, path, generators, band=band)
     return view.crop(in_8_bits(torch.stack(list(made))))
 

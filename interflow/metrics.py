@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BORDER', 'luma', 'video_luma', 'psnr_y', 'ssim_y', 'psnr_rgb', 'ssim_rgb', 'lpips_vgg', 'st_lpips_vgg', 'flip',
-           'noise_std', 'noise_spectrum', 'noise_by_brightness', 'transfer', 'mtf50', 'lr_statistics',
+           'noise_std', 'noise_spectrum', 'noise_by_brightness', 'hann_rings', 'transfer', 'mtf50', 'lr_statistics',
            'bootstrap_interval']
 
 # %% ../nbs/14a_metrics.ipynb #1c3cdd3a
@@ -200,15 +200,22 @@ def _noise(image, mean_image):
     return 255 * (luma(image) - luma(mean_image))
 
 
+def hann_rings(
+    values: torch.Tensor,     # (..., H, W)
+    bins: int,                # rings up to 1/2 cycle per pixel
+) -> tuple:                   # (window, ring), (H, W) each
+    "A Hann window of unit power for `values`, and the ring of each Fourier coefficient; the spectrum's corners have `bins` or more."
+    like = dict(dtype=values.dtype, device=values.device)
+    rows, columns = (torch.hann_window(size, periodic=True, **like) for size in values.shape[-2:])
+    window = rows[:, None] * columns
+    rows, columns = (torch.fft.fftfreq(size, **like) for size in values.shape[-2:])
+    return window / window.square().sum().sqrt(), (torch.hypot(rows[:, None], columns) * 2 * bins).long()
+
+
 def _spectrum(values, bins):
     "Fourier coefficients of (H, W) under a Hann window, scaled to unit power for unit variance, and every coefficient's ring."
-    height, width = values.shape
-    hann = [torch.hann_window(size, periodic=True, dtype=values.dtype, device=values.device) for size in (height, width)]
-    window = hann[0][:, None] * hann[1]
-    window = window / window.square().sum().sqrt()
+    window, ring = hann_rings(values, bins)
     mean = (values * window).sum() / window.sum()
-    frequency = [torch.fft.fftfreq(size, dtype=values.dtype, device=values.device) for size in (height, width)]
-    ring = (torch.hypot(frequency[0][:, None], frequency[1]) * 2 * bins).long()
     return torch.fft.fft2((values - mean) * window), ring
 
 

@@ -125,11 +125,11 @@ class InterFlow(nn.Module):
 
     def log_density(self, z, cond, factor):
         "log density of latents `z` (N, 48, h, w) at `factor`, (N,), nats."
-        density = self.prior.log_prob(self.normalise(z, cond, factor), factor)
         if cond.moments is None:
-            return density
-        log_scale = cond.moments.at(self.prior, factor)[1].sum((1, 2, 3))
-        return density - log_scale.repeat(len(z) // len(log_scale))
+            return self.prior.log_prob(z, factor)
+        moments = cond.moments.at(self.prior, factor)
+        log_scale = moments[1].sum((1, 2, 3))
+        return self.prior.log_prob(normalise(z, moments), factor) - log_scale.repeat(len(z) // len(log_scale))
 
     def log_prob(self, lr, cond, factor):
         "log p(lr | hr, factor), (B,), nats, for continuous values in [0, 1]; any factor in the trained range."

@@ -14,19 +14,19 @@ from PIL import Image
 from interflow.camera import shoot
 from interflow.checkpoints import save_model
 from interflow.cli import main
-from interflow.core import InterflowError, make_generator, photographs, read_image, write_image
+from interflow.core import InterflowError, make_generator, photographs, write_image
 from interflow.data import simulate
 from interflow.model import InterFlow, InterFlowConfig
 from interflow.sr.networks import build, save_network
+from scenes import write_crops
 
 
 @pytest.fixture(scope='module')
 def whole(tmp_path_factory):
     "A folder with everything in order: photographs, pairs made of them, a flow and an SR network (neither trained)."
     folder = tmp_path_factory.mktemp('whole')
-    for path in photographs('test')[:2]:
-        write_image(folder / 'photos' / f'{path.stem}.png', read_image(path)[:, 200:272, 300:380])
-    simulate(folder / 'photos', folder / 'pairs', (2.1, 3.75))
+    photos = write_crops(folder / 'photos', photographs('test')[:2], slice(200, 272), slice(300, 380))
+    simulate(photos, folder / 'pairs', (2.1, 3.75))
     save_model(folder / 'flow', InterFlow(InterFlowConfig.tiny(), make_generator(0)))
     save_network(folder / 'network', build('rcan', 'tiny'))
     return folder

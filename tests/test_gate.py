@@ -9,13 +9,14 @@ import torch
 
 from interflow.camera import shoot
 from interflow.checkpoints import load_model, save_model
-from interflow.core import InterflowError, data_folder, make_generator, photographs, read_image, write_image
+from interflow.core import InterflowError, data_folder, make_generator, photographs, read_image
 from interflow.data import read_set, simulate
 from interflow.gate import ANY, MEASURES, Limits, blind_noise, deviations, judge, measure, measure_photographs, naive_lr, photographs_of, reference, windows
 from interflow.generation import generate_scene, smooth_map
 from interflow.losses import LossWeights
 from interflow.model import InterFlowConfig
 from interflow.training import PRESETS, train_flow
+from scenes import write_crops
 
 FLOW, FACTORS = data_folder() / 'weights' / 'flow', (2.1, 2.5, 3.0, 3.5, 3.75)
 
@@ -29,9 +30,8 @@ def flow():
 def train(tmp_path_factory):
     "Twelve training scenes of 192 x 192 pixels."
     folder = tmp_path_factory.mktemp('train')
-    for path in photographs('train')[:12]:
-        write_image(folder / 'photos' / f'{path.stem}.png', read_image(path)[:, 150:342, 250:442])
-    return simulate(folder / 'photos', folder / 'set', (2.1, 3.75), 'canon', 0)
+    photos = write_crops(folder / 'photos', photographs('train')[:12], slice(150, 342), slice(250, 442))
+    return simulate(photos, folder / 'set', (2.1, 3.75), 'canon', 0)
 
 
 @pytest.fixture(scope='module')

@@ -15,6 +15,7 @@ from interflow.data import FACTOR_OF_LABEL, PairBatches, read_set, simulate
 from interflow.generation import blend_pixels, generate_scene
 from interflow.model import InterFlow, InterFlowConfig
 from interflow.sets import SetConfig, generate
+from scenes import write_crops
 
 TRAIN = ['--steps', '14', '--save-every', '2', '--patch', '32', '--batch-size', '2', '--device', 'cpu']
 
@@ -37,9 +38,8 @@ def run(*arguments):
 @pytest.fixture(scope='module')
 def pairs(tmp_path_factory):
     folder = tmp_path_factory.mktemp('pairs')
-    for path in photographs('val')[:2]:
-        write_image(folder / 'photos' / f'{path.stem}.png', read_image(path)[:, 200:250, 300:366])      # no multiples of 4
-    simulate(folder / 'photos', folder / 'set', (2.1, 3.0, 3.75), 'nikon', 3)
+    photos = write_crops(folder / 'photos', photographs('val')[:2], slice(200, 250), slice(300, 366))      # no multiples of 4
+    simulate(photos, folder / 'set', (2.1, 3.0, 3.75), 'nikon', 3)
     return folder / 'set'
 
 

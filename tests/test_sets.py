@@ -17,11 +17,12 @@ from PIL import Image
 
 from interflow import sets
 from interflow.checkpoints import load_model
-from interflow.core import InterflowError, data_folder, make_generator, photographs, read_image, read_json, write_image
+from interflow.core import InterflowError, data_folder, make_generator, photographs, read_image, read_json
 from interflow.data import read_scenes, read_set, simulate
 from interflow.generation import generate_scene
 from interflow.gate import measure_photographs
 from interflow.sets import Pool, SetConfig, Share, Wanted, best_processes, generate, parse_wanted, plan, published_mode, read_records
+from scenes import write_crops
 
 FLOW = data_folder() / 'weights' / 'flow'
 LOW, *_, HIGH = read_json(FLOW / 'config.json')['factors']      # trained
@@ -37,9 +38,8 @@ def model():
 def pairs(tmp_path_factory):
     "Three scenes whose sides are no multiples of 4."
     folder = tmp_path_factory.mktemp('pairs')
-    for path in photographs('test')[4:7]:
-        write_image(folder / 'photos' / f'{path.stem}.png', read_image(path)[:, 200:278, 300:390])
-    simulate(folder / 'photos', folder / 'set', (LOW, HIGH), 'canon', 3)
+    photos = write_crops(folder / 'photos', photographs('test')[4:7], slice(200, 278), slice(300, 390))
+    simulate(photos, folder / 'set', (LOW, HIGH), 'canon', 3)
     return folder / 'set'
 
 
