@@ -4,7 +4,7 @@
 
 A process of its own makes all the images of one scene on the CPU in float32, so that its peak memory is that of the work. The seams are measured
 on a smaller scene of two tiles against the same scene made as a whole, with the margin in use and without one. The weights are random, with
-normalisations set from data as a training does; trained weights see no farther (nbs/17_generation.ipynb).
+normalisations set from data as a training does; trained weights see no farther (nbs/3_degradation/03_generation.ipynb).
 """
 import argparse
 import json

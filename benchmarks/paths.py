@@ -187,7 +187,7 @@ def curves(scenes):
     "Mean curves over the scenes at the middle factor: way -> {'spectrum': (frequency, power), 'brightness': (level, std)}."
     def mean(name, kind):
         return [round(v, 5) for v in torch.stack([measures[CONFIG.judged[1], name][kind] for measures in scenes]).nanmean(0).tolist()]
-    frequency, level = ((torch.arange(n) + .5) / n for n in (32, 8))      # the rings and steps of room 14a
+    frequency, level = ((torch.arange(n) + .5) / n for n in (32, 8))      # the rings and steps of room `metrics`
     return {name: {'spectrum': [(frequency / 2).tolist(), mean(name, 'spectrum')], 'brightness': [(level * 255).tolist(), mean(name, 'brightness')]} for _, name in scenes[0]}
 
 

@@ -24,9 +24,9 @@ def name_of(path):
 
 
 def number_of(path):
-    "The place of a room in the walk by its file name, 14a between 14 and 15; None for the map and the experiments."
-    found = re.match(r'(\d+)([a-z]?)_', path.name)
-    return int(found[1]) + (ord(found[2]) - 96) / 100 if found and found[2] else int(found[1]) if found else None
+    "The place of a room in the walk, (part, number) by its folder and file name; None for the map and the experiments."
+    part, room = re.match(r'(\d+)_', path.parent.name), re.match(r'(\d+)_', path.name)
+    return (int(part[1]), int(room[1])) if part and room else None
 
 
 def cells(path, kind='code'):

@@ -53,9 +53,21 @@ def test_a_room_imports_only_lower_rooms():
                     faults.append(f'{place}; write the absolute name')
                 elif module not in made and module != 'interflow':
                     faults.append(f'{place}, which no room makes')
-                elif number_of(path) is not None and made.get(module, -1) >= number_of(path):
-                    faults.append(f'{place} of room {made[module]}; a room imports only rooms with lower numbers')
+                elif number_of(path) and made.get(module, (0, 0)) >= number_of(path):
+                    part, number = made[module]
+                    faults.append(f'{place} of part {part}, room {number}; a room imports only rooms that come before it')
     none(faults)
+
+
+def test_each_room_leads_to_the_next():
+    rooms = [path for path in notebooks() if number_of(path)]
+    faults = []
+    for path, following in zip(rooms, [*rooms[1:], NBS / 'index.ipynb']):
+        text = '\n'.join(source(cell) for _, cell in cells(path, 'markdown'))
+        links = re.findall(r'^\*\*Next room:\*\* \[[^\]]+\]\(([^)]+)\)', text, re.M)
+        if [(path.parent / link).resolve() for link in links] != [following]:
+            faults.append(f'{name_of(path)}: its next room is {name_of(following)}, the text leads to {links}')
+    none(faults, 'End the room with a line: **Next room:** [name](path), and why')
 
 
 @pytest.fixture(scope='module')
