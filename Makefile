@@ -26,10 +26,10 @@ lab: $(READY)  ## JupyterLab on the notebooks, for this machine only; it opens a
 explorer: $(READY)  ## the latent space to touch, in the browser, for this machine only
 	@$(BIN)/interflow explore
 
-prepare: $(READY)  ## before a commit: export the notebooks, run them, store their outputs, clean them
+prepare: $(READY)  ## before a commit: export the notebooks, run those whose code changed (ALL=1: all), store and clean
 	@$(BIN)/nbdev_export
-	@find nbs -name '*.ipynb' -not -path '*/.ipynb_checkpoints/*' | sort | OMP_NUM_THREADS=1 xargs -n 1 -P 2 sh -c '$(STORE)'; \
-	  code=$$?; $(BIN)/nbdev_clean; exit $$code
+	@$(if $(ALL),find nbs -name '*.ipynb' -not -path '*/.ipynb_checkpoints/*' | sort,$(BIN)/python tests/rooms.py stale) \
+	  | OMP_NUM_THREADS=1 xargs -r -n 1 -P 2 sh -c '$(STORE)'; code=$$?; $(BIN)/nbdev_clean; exit $$code
 	@echo 'exported, run and cleaned; see the changes with: git status'
 
 bench: $(READY)  ## what the model costs, into benchmarks/cost.json and cost.png (under 5 minutes; leave the machine alone meanwhile)
@@ -41,7 +41,7 @@ bench-full: $(READY)  ## the same, with torch.compile and a 2048x1536 scene
 # One notebook: run and stored, or left as it was and named.
 STORE = $(BIN)/jupyter-nbconvert --to notebook --execute --inplace --log-level=ERROR \
 	  --ExecutePreprocessor.timeout=600 --ExecutePreprocessor.store_widget_state=False --ExecutePreprocessor.extra_arguments=--log-level=ERROR "$$0" \
-	  && echo "ran $$0" || { echo "make: $$0 does not run" >&2; exit 1; }
+	  && $(BIN)/python tests/rooms.py mark "$$0" && echo "ran $$0" || { echo "make: $$0 does not run" >&2; exit 1; }
 
 # The mark is made last: an installation that was cut off is begun again, a whole one is not repeated.
 $(READY): requirements.txt constraints.txt settings.ini setup.py

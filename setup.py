@@ -31,6 +31,7 @@ setup(
     keywords=words('keywords'),
     url=cfg['git_url'],
     packages=find_packages(include=['interflow', 'interflow.*']),
+    package_data={'interflow': ['py.typed']},
     python_requires='>=' + cfg['min_python'],
     install_requires=words('requirements'),
     extras_require={**EXTRAS, 'dev': words('dev_requirements') + sum(EXTRAS.values(), [])},

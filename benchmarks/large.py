@@ -1,6 +1,6 @@
 """Images of a large scene in tiles: time, peak memory, seams.
 
-    python benchmarks/large.py [--preset paper|tiny] [--size 1536x2048] [--factors 19] [--tile 768] [--path sample] [--json FILE]
+    python benchmarks/large.py [--preset paper|small|tiny] [--size 1536x2048] [--factors 19] [--tile 768] [--path sample] [--json FILE]
 
 A process of its own makes all the images of one scene on the CPU in float32, so that its peak memory is that of the work. The seams are measured
 on a smaller scene of two tiles against the same scene made as a whole, with the margin in use and without one. The weights are random, with
@@ -93,7 +93,7 @@ def measure(size=(1536, 2048), factors=19, tile=TILE, path='sample', preset='pap
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--preset', default='paper', choices=['paper', 'tiny'])
+    parser.add_argument('--preset', default='paper', choices=['paper', 'small', 'tiny'])
     parser.add_argument('--size', default='1536x2048', help='height x width, pixels')
     parser.add_argument('--factors', type=int, default=19)
     parser.add_argument('--tile', type=int, default=TILE, help='pixels, 0 for the whole image')

@@ -1,7 +1,14 @@
-"""The rooms as the tests see them: which notebooks there are, what each holds, exports and imports."""
+"""The rooms as the tests see them: which notebooks there are, what each holds, exports and imports, and whether its outputs are of today's code.
+
+    python tests/rooms.py stale          the rooms whose code, or a module that they use, changed since they were run
+    python tests/rooms.py mark ROOM...   note in each room that its outputs are of today's code (make prepare does it)
+"""
 import ast
+import hashlib
 import json
 import re
+import sys
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -31,7 +38,8 @@ def number_of(path):
 
 def cells(path, kind='code'):
     "(position, cell) of each cell of one kind."
-    return [(i, cell) for i, cell in enumerate(json.loads(path.read_text(encoding='utf-8'))['cells']) if cell['cell_type'] == kind]
+    found = json.loads(path.read_text(encoding='utf-8'))['cells']
+    return [(i, cell) for i, cell in enumerate(found) if cell['cell_type'] == kind]
 
 
 def source(cell):
@@ -39,9 +47,15 @@ def source(cell):
     return ''.join(cell['source'])
 
 
+def exported(cell):
+    "Whether a code cell goes into the package."
+    return re.match(r'#\|\s*exporti?\b', source(cell)) is not None
+
+
 def exports(path):
     "The dotted names of the modules that a notebook makes, `interflow.` included."
-    names = re.findall(r'^#\|\s*(?:default_exp|exporti?|exports)[ \t]+([\w.]+)', '\n'.join(source(cell) for _, cell in cells(path)), re.M)
+    text = '\n'.join(source(cell) for _, cell in cells(path))
+    names = re.findall(r'^#\|\s*(?:default_exp|exporti?|exports)[ \t]+([\w.]+)', text, re.M)
     return sorted({f'interflow.{name}' for name in names})
 
 
@@ -70,3 +84,76 @@ def imported(tree, known):
             joined = [f'{base}.{alias.name}' for alias in node.names]
             found |= {name if name in known else base for name in joined}
     return {name for name in found if name.startswith('.') or name.split('.')[0] == 'interflow'}
+
+
+# ---------------------------------------------------------------- are the outputs of today's code?
+
+MARK = 'interflow'      # the notebook's metadata key that holds the digest
+
+
+def skeleton(node):
+    "A syntax tree as text, the same in all versions of Python: without docstrings, comments, places and empty fields."
+    if isinstance(node, ast.AST):
+        body = getattr(node, 'body', None)
+        if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(getattr(body[0], 'value', None), ast.Constant):
+            node.body = body[1:]
+        fields = [(name, skeleton(value)) for name, value in ast.iter_fields(node) if value not in (None, [])]
+        return f'{type(node).__name__}({",".join(f"{name}={value}" for name, value in fields)})'
+    return f'[{",".join(map(skeleton, node))}]' if isinstance(node, list) else repr(node)
+
+
+@cache
+def made():
+    "Dotted module name -> the room that makes it."
+    return {module: path for path in notebooks() for module in exports(path)}
+
+
+@cache
+def code(path):
+    "The code of a room: `(text of its exported cells, text of the others, modules that each of the two imports)`."
+    sides, used = {True: [], False: []}, {True: set(), False: set()}
+    for _, cell in cells(path):
+        tree = parse(source(cell))
+        sides[exported(cell)].append(skeleton(tree) if tree else source(cell))
+        used[exported(cell)] |= imported(tree, made()) if tree else set()
+    return '\n'.join(sides[True]), '\n'.join(sides[False]), used[True], used[False]
+
+
+def behind(path):
+    "All rooms whose exported code a room runs, itself included."
+    found, waiting = {path}, [made()[name] for name in code(path)[2] | code(path)[3] if name in made()]
+    while waiting:
+        room = waiting.pop()
+        if room not in found:
+            found.add(room)
+            waiting += [made()[name] for name in code(room)[2] if name in made()]
+    return sorted(found)
+
+
+def digest(path):
+    "A hash of all code of the package and of the room that its outputs came from."
+    parts = [code(room)[0] for room in behind(path)] + [code(path)[1]]
+    return hashlib.sha256('\0'.join(parts).encode()).hexdigest()[:16]
+
+
+def stale(path):
+    "Whether a room's outputs are of other code than today's."
+    return json.loads(path.read_text(encoding='utf-8'))['metadata'].get(MARK) != digest(path)
+
+
+def mark(path):
+    "Note in a room that its outputs are of today's code."
+    room = json.loads(path.read_text(encoding='utf-8'))
+    room['metadata'][MARK] = digest(path)
+    path.write_text(json.dumps(room, sort_keys=True, indent=1, ensure_ascii=False) + '\n', encoding='utf-8')
+
+
+if __name__ == '__main__':
+    match sys.argv[1:]:
+        case ['stale']:
+            print('\n'.join(name_of(path) for path in notebooks() if stale(path)))
+        case ['mark', *names] if names:
+            for name in names:
+                mark(Path(name).resolve())
+        case _:
+            sys.exit(__doc__)

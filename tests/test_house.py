@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+import house
 from interflow.sr.evaluation import format_table, read_rows, summarise
-from rooms import NBS, ROOT, cells, exports, imported, modules, name_of, notebooks, number_of, parse, source
+from rooms import NBS, ROOT, cells, exports, imported, modules, name_of, notebooks, number_of, parse, source, stale
 
 LARGE = {'data/weights/flow/model.safetensors': 'the shipped flow'}    # tracked files that may be over 1 MB: path -> why
 PHOTOS = ROOT / 'data' / 'photos'
@@ -143,7 +144,42 @@ def test_public_names_have_docstrings():
     none(faults)
 
 
+def test_the_package_does_without_the_helpers_of_rooms():
+    none([f'{name_of(path)}: imports interflow.rooms, which serves notebooks, tests and benchmarks' for path in modules()
+          if re.search(r'^\s*from (interflow|\.+)\.?rooms import|import interflow\.rooms', path.read_text(encoding='utf-8'), re.M)])
+
+
+def test_limits_only_shrink():
+    "Lines, cells, signatures: what is over a limit stands in limits.json, and no more than stands there."
+    allowed, found = json.loads(house.LIMITS.read_text()), house.over_limits()
+    counts = {(kind, name) for side in (allowed, found) for kind, files in side.items() for name in files}
+    worse, better = [], []
+    for kind, name in sorted(counts):
+        before, now = allowed.get(kind, {}).get(name, 0), found[kind].get(name, 0)
+        if now != before:
+            (worse if now > before else better).append(f'{name}: {now} {kind}, {before} are allowed')
+    none(worse, f'At most {house.COLUMNS} columns, {house.CELL} lines and {house.NAMES} public names in an exported cell, {house.PARAMETERS} parameters; '
+                'types and a word on each public parameter')
+    none(better, 'Better than the limits say; lower them: .venv/bin/python tests/house.py limits')
+
+
+def test_ruff_finds_nothing():
+    done = subprocess.run([Path(sys.executable).with_name('ruff'), 'check', '--output-format', 'concise', '.'], cwd=ROOT, capture_output=True, text=True)
+    none(done.stdout.splitlines() if done.returncode else [], 'Many of these mend themselves: .venv/bin/ruff check --fix')
+
+
+def test_types_fit(tmp_path):
+    done = subprocess.run([sys.executable, '-m', 'mypy', '--cache-dir', tmp_path, 'interflow'], cwd=ROOT, capture_output=True, text=True)
+    none(done.stdout.splitlines() + done.stderr.splitlines() if done.returncode else [])
+
+
 # ---------------------------------------------------------------- what a notebook stores
+
+def test_outputs_are_of_todays_code():
+    none([f'{name_of(path)}: its code, or a module that it uses, changed since its outputs were stored' for path in notebooks() if stale(path)],
+         'Run it again and store what it shows: make prepare')
+
+
 
 def test_notebooks_hold_their_outputs():
     none([f'{name_of(path)}: stored without outputs; a reader on the web sees no figure' for path in notebooks()
