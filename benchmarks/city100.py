@@ -25,19 +25,29 @@ tested on the iPhone (x2.45) too. The seed chooses the pairs, the weights at the
 Everything goes on where it was: flows, images and networks lie in the work folder, by default runs/city100.
 Results: city100.json and city100.txt in --out, by default beside this file, renewed after every number of pairs.
 """
+import argparse
+import time
 from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
-import argparse
-import time
 
 import torch
-
 from degradations import RANDOM, fit_kernel
+
 from interflow.checkpoints import fingerprint, load_model
-from interflow.core import (InterflowError, data_folder, make_generator, pick_device, progress, read_image,
-                            read_json, whole_file, write_image, write_json)
+from interflow.core import (
+    InterflowError,
+    data_folder,
+    make_generator,
+    pick_device,
+    progress,
+    read_image,
+    read_json,
+    whole_file,
+    write_image,
+    write_json,
+)
 from interflow.data import Scene, begin_folder, factor_folder, read_set
 from interflow.generation import generate_scene
 from interflow.losses import LossWeights, interflow_loss
@@ -316,7 +326,7 @@ def probe(camera: Camera, networks: list, names: list, settings: Settings) -> di
     for network in networks:
         net = build(network, 'tiny')
         batch = {key: torch.rand(SR_PRESETS['tiny'].batch_size, 3, side, side) for key in ('hr', 'lr')}
-        costs[network] = {'step': seconds_of(_step(net, l1_loss, batch)), 'test': seconds_of(lambda: super_resolve(net.eval(), lr), 1)}
+        costs[network] = {'step': seconds_of(_step(net, l1_loss, batch)), 'test': seconds_of(lambda net=net: super_resolve(net.eval(), lr), 1)}
     for name in names:
         if name in ('sample', 'tuned'):
             init, config, training = flow_setup(name, camera.factor, 0, settings)
@@ -328,7 +338,7 @@ def probe(camera: Camera, networks: list, names: list, settings: Settings) -> di
             make = _sampler(flow.eval())
         else:
             make = RANDOM.get(name, RANDOM['bicubic'])      # a kernel costs little
-        costs.setdefault(name, {'step': 0.})['image'] = seconds_of(lambda: make(hr, camera.factor, make_generator(0)), 1)
+        costs.setdefault(name, {'step': 0.})['image'] = seconds_of(lambda make=make: make(hr, camera.factor, make_generator(0)), 1)
     return costs
 
 
@@ -404,7 +414,7 @@ def collect(camera: Camera, scores: dict, rows: list, counts: list) -> list:
     lines, whole = [], len(camera.train)
     groups = dict.fromkeys((job.network, job.steps, job.pairs) for job in scores if job.pairs in counts)
     for network, steps, count in groups:
-        def of(row, count=count):
+        def of(row, count=count, network=network, steps=steps):
             return {job.seed: found for job, found in scores.items() if job[:3] == (network, steps, count) and job.row == row}
         rivals = of('pairs')
         for tested in dict.fromkeys(row['camera'] for found in rivals.values() for row in found):

@@ -14,7 +14,14 @@ from pathlib import Path
 import torch
 
 from interflow.checkpoints import fingerprint, load_model
-from interflow.core import data_folder, make_generator, photographs, read_json, whole_file, write_json
+from interflow.core import (
+    data_folder,
+    make_generator,
+    photographs,
+    read_json,
+    whole_file,
+    write_json,
+)
 from interflow.data import begin_folder, read_set, simulate
 from interflow.sets import SetConfig, generate
 from interflow.sr.evaluation import bootstrap_interval, evaluate
@@ -74,19 +81,16 @@ def compare(row: str, scores: dict, seeds: list) -> list:
 
 
 def format_lines(lines: list, seeds: list) -> str:
-    "The results as text."
-    text = [f'PSNR on Y, dB: gain over {next(iter(ROWS))}, means of {len(seeds)} seeds, with 95 % intervals over the scenes; each seed.', '']
-    for row, words in ROWS.items():
-        text.append(f'{row}: {words}')
+    "The results as text: a line for each row; the seeds one by one stand in the JSON file."
+    rival = next(iter(ROWS))
+    text = [f'{"trained on (difference to " + rival + ")":44}' + ''.join(f'x{factor:<19g}' for factor in JUDGED)]
+    for row in ROWS:
+        cells = []
         for line in (line for line in lines if line['row'] == row):
-            star = '*' if line['low'] > 0 or line['high'] < 0 else ' '
-            each = ' '.join(f'{gain:+.2f}' for gain in line['of_seeds'])
-            gain = '' if row == next(iter(ROWS)) else f'   {line["gain"]:+.3f}{star} [{line["low"]:+.3f}, {line["high"]:+.3f}]   {each}'
-            text.append(f'  x{line["factor"]:<5g}{line["psnr_y"]:8.2f}{gain}')
-    of = {(line['row'], line['factor']): line['gain'] for line in lines}
-    if ('sample', JUDGED[0]) in of and ('oracle', JUDGED[0]) in of:
-        shares = ', '.join(f'x{factor:g} {of["sample", factor] / of["oracle", factor]:.0%}' for factor in JUDGED)
-        text += ['', f'Of the oracle\'s gain, draws alone reach: {shares}.']
+            star = '*' if line['low'] > 0 or line['high'] < 0 else ''
+            gain = '' if row == rival else f' ({line["gain"]:+.2f}{star})'
+            cells.append(f'{line["psnr_y"]:.2f}{gain}')
+        text.append((f'{row:44}' + ''.join(f'{cell:20}' for cell in cells)).rstrip())
     return '\n'.join(text) + '\n'
 
 
