@@ -1,7 +1,7 @@
 """Packaging: everything it says is read from settings.ini, so there is one place to change it."""
+import shlex
 from configparser import ConfigParser
 from pathlib import Path
-import shlex
 
 from setuptools import find_packages, setup
 
@@ -31,7 +31,7 @@ setup(
     keywords=words('keywords'),
     url=cfg['git_url'],
     packages=find_packages(include=['interflow', 'interflow.*']),
-    package_data={'interflow': ['py.typed']},
+    package_data={'interflow': ['py.typed'], 'interflow.explorer': ['*.css', '*.js', '*.j2']},
     python_requires='>=' + cfg['min_python'],
     install_requires=words('requirements'),
     extras_require={**EXTRAS, 'dev': words('dev_requirements') + sum(EXTRAS.values(), [])},

@@ -15,10 +15,10 @@ from functools import partial
 from pathlib import Path
 from statistics import median
 
+import large
 import torch
 
-import data as patches          # the two beside this file
-import large
+import data as patches  # the two beside this file
 from interflow.core import make_generator, write_json
 from interflow.encoder import Encoder
 from interflow.flow import PlainForm
@@ -83,7 +83,10 @@ def nineteen_plain(model, hr, lr2, lr4):
         return [model.decode(mix(z2, z4, hr.new_tensor([k / 20])), cond)[0] for k in range(1, 20)]
 
 
-def train_step(model, hr, lr2, lr4, weights=LossWeights(), autocast=False):
+PUBLISHED = LossWeights()
+
+
+def train_step(model, hr, lr2, lr4, weights=PUBLISHED, autocast=False):
     "Loss and gradients of one batch."
     model.zero_grad()
     with torch.autocast(hr.device.type, torch.bfloat16, enabled=autocast):
@@ -298,7 +301,7 @@ def draw(result, path):
     import matplotlib.pyplot as plt
     figure, axes = plt.subplots(1, 3, figsize=(11, 2.8), layout='constrained')
     _draw_gain(axes[0], result['paper, 160x160, s'], result['training, 160x160, batch 1, s'])
-    for axis, (name, curve), label in zip(axes[1:], result['curves, E'].items(), ('height and width, pixels', 'number of factors')):
+    for axis, curve, label in zip(axes[1:], result['curves, E'].values(), ('height and width, pixels', 'number of factors')):
         axis.plot([int(x) for x in curve], list(curve.values()), 'o-', color='tab:blue')
         axis.set(xlabel=label, ylabel='E', ylim=(0, None))
     sizes = result['curves, E']['size']

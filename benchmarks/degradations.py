@@ -14,9 +14,9 @@ range of `hr`: the small image is enlarged bicubically onto the HR grid, as regi
 - `FittedKernel`: 25x25 least squares on pairs, a kernel for each colour; its noise has the spectrum
   and the colours of the residuals (random phase noise: Galerne, Gousseau, Morel 2011).
 """
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
-import math
 
 import torch
 import torch.nn.functional as F
@@ -348,7 +348,9 @@ def fit_kernel(pairs: list, generator: torch.Generator) -> FittedKernel:
     too small for it, and without pairs.
     """
     if not pairs or min(side for hr, _ in pairs for side in hr.shape[-2:]) < 2 * SIDE:
-        raise InterflowError(f'pairs: none, or one below {2 * SIDE} pixels a side; give larger ones')
+        raise InterflowError(
+            f'pairs: none, or one below {2 * SIDE} pixels a side; give larger ones'
+        )
     count = SAMPLES // len(pairs)
     gram, target = torch.zeros(3, SIDE ** 2 + 1, SIDE ** 2 + 1), torch.zeros(3, SIDE ** 2 + 1)
     for hr, lr in pairs:

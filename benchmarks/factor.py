@@ -10,14 +10,27 @@ import argparse
 from pathlib import Path
 
 import torch
+from paths import CONFIG, central
 
 from interflow.camera import shoot
 from interflow.checkpoints import load_model
-from interflow.core import data_folder, make_generator, photographs, progress, read_image, whole_file, write_json
-from interflow.demo import central
-from interflow.latents import factor_grid, fit_temperature, log_densities, log_posterior, summarise_posterior
+from interflow.core import (
+    data_folder,
+    make_generator,
+    photographs,
+    progress,
+    read_image,
+    whole_file,
+    write_json,
+)
+from interflow.latents import (
+    factor_grid,
+    fit_temperature,
+    log_densities,
+    log_posterior,
+    summarise_posterior,
+)
 from interflow.losses import dequantise
-from paths import CONFIG
 
 COUNT = 9      # factors, spread evenly over the trained range
 LEVELS = (.1, .2, .3, .4, .5, .6, .68, .8, .9, .95)

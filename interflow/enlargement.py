@@ -21,15 +21,16 @@ from .metrics import luma
 def cubic_mtf(
     frequency: Tensor,  # cycles per sensor pixel
     a: float = -.5,     # Keys' parameter: -0.5 is Keys' own (Pillow, our camera), -0.75 is OpenCV's
-) -> Tensor:
+) -> Tensor:            # float64, 1 at frequency 0
     "The transfer function of bicubic interpolation: the Fourier transform of Keys' cubic (1981)."
     u = torch.as_tensor(frequency, dtype=torch.float64).abs().clamp_min(1e-3)
     one, two, four = (torch.sinc(k * u) for k in (1, 2, 4))
-    return (3 * (one.square() - two) + 2 * a * (3 * two.square() - 2 * two - four)) / (math.pi * u) ** 2
+    cubic = 3 * (one.square() - two) + 2 * a * (3 * two.square() - 2 * two - four)
+    return cubic / (math.pi * u) ** 2
 
 # %% ../nbs/3_degradation/06_enlargement.ipynb #704815c8
 def null_of(
-    a: float = -.5,
+    a: float = -.5,     # Keys' parameter
 ) -> float:             # cycles per sensor pixel
     "The lowest frequency that bicubic interpolation takes out: where `cubic_mtf` is zero."
     u = torch.linspace(.5, 1, 5001, dtype=torch.float64)
@@ -56,28 +57,29 @@ def axis_spectrum(
 
 # %% ../nbs/3_degradation/06_enlargement.ipynb #019e7949
 def _mirrored(frequency, power, factor, a):
-    "The power above the band that an enlargement makes of that below it: `(which frequencies, power)`."
+    "What an enlargement makes above the band of the power below: `(which frequencies, power)`."
     above = frequency * factor > .5
     u = frequency[above] * factor
     base = (u - u.round()).abs()
     original = np.interp(base / factor, frequency, power.log())
     return above, torch.from_numpy(original).exp() * (cubic_mtf(u, a) / cubic_mtf(base, a)).square()
 
-
+# %% ../nbs/3_degradation/06_enlargement.ipynb #a8c07f13
 UNEXPLAINED = .3      # what a frequency costs that a factor does not explain
 
 
 def enlargement_misfit(
     image: Tensor,      # (3, H, W) in [0, 1]
     factors: Tensor,    # (F,) to try
-    a: float = -.5,
+    a: float = -.5,     # Keys' parameter
 ) -> Tensor:            # (F,) mean squared difference of the logarithms of power, both axes
     """How badly an image fits to have been enlarged by each factor from a sensor's grid.
 
     Between 0.5 / factor and 0.5 cycles per pixel, power must be the mirrored power below times the
-    kernel's transfer, and a floor of white noise, such as that of rounding to 8 bits, which is fitted.
+    kernel's transfer, and a floor of white noise, such as rounding to 8 bits, which is fitted.
     """
-    floors, found = torch.tensor([.02, .05, 1 / 12, .2, .5, 2.], dtype=torch.float64)[:, None], []
+    floors = torch.tensor([.02, .05, 1 / 12, .2, .5, 2.], dtype=torch.float64)[:, None]
+    found = []
     for axis in (-2, -1):
         frequency, power = axis_spectrum(image, axis)
         for factor in factors.tolist():
@@ -89,29 +91,33 @@ def enlargement_misfit(
 
 # %% ../nbs/3_degradation/06_enlargement.ipynb #b9356278
 class FactorFit(NamedTuple):
-    "The `factor` by which an image was enlarged, the kernel's `a`, and the `misfit`; above 0.25, no factor."
+    "By which factor an image was enlarged; no factor where the misfit is above 0.25."
     factor: float
-    a: float
+    a: float        # Keys' parameter of the kernel
     misfit: float
 
 
 def fit_factor(
     image: Tensor,                      # (3, H, W) in [0, 1], an LR image on the HR grid
-    kernels: tuple = (-.5, -.75),       # Keys' parameters to try
-    low: float = 1.5,
-    high: float = 4.5,
+    kernels: tuple[float, ...] = (-.5, -.75),       # Keys' parameters to try
+    low: float = 1.5,                   # factors to try, from
+    high: float = 4.5,                  # to
 ) -> FactorFit:
-    "The factor of an LR image from its spectrum, without HR. `InterflowError` below 64 pixels a side."
+    """The factor of an LR image from its spectrum, without HR.
+
+    Raises `InterflowError` below 64 pixels a side.
+    """
     check_image(image, 'image')
     if min(image.shape[-2:]) < 64:
-        raise InterflowError(f'image: {image.shape[-2]}x{image.shape[-1]} is too small to find its factor; '
+        height, width = image.shape[-2:]
+        raise InterflowError(f'image: {height}x{width} is too small to find its factor; '
                              'give 64 pixels a side')
-    best = None
+    fits = []
     for a in kernels:
         grid = torch.arange(low, high + .01, .02, dtype=torch.float64)
         coarse = grid[enlargement_misfit(image, grid, a).argmin()]
         fine = coarse + torch.arange(-.02, .0205, .002, dtype=torch.float64)
         values = enlargement_misfit(image, fine, a)
-        found = FactorFit(round(fine[values.argmin()].item(), 3), a, values.min().item())
-        best = found if best is None or found.misfit < best.misfit else best
-    return best
+        factor = round(fine[values.argmin()].item(), 3)
+        fits.append(FactorFit(factor, a, values.min().item()))
+    return min(fits, key=lambda fit: fit.misfit)

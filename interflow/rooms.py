@@ -6,10 +6,10 @@
 __all__ = ['refused', 'best_time']
 
 # %% ../nbs/1_photographs/01_rooms.ipynb #101e12ec
-from collections.abc import Callable
 import time
+from collections.abc import Callable
 
-from .core import InterflowError
+from .files import InterflowError
 
 # %% ../nbs/1_photographs/01_rooms.ipynb #c3690ec1
 def refused(
@@ -18,7 +18,7 @@ def refused(
     hide: str = '',                 # taken out of the message, such as a temporary folder's name
     error: type[Exception] | tuple[type[Exception], ...] = InterflowError,
 ) -> str:                           # the message
-    "Print the error that `call` raises, as the user reads it. `AssertionError` where it raises none, or another text."
+    "Print the error that `call` raises. `AssertionError` where it raises none, or another text."
     try:
         call()
     except error as fault:

@@ -21,7 +21,7 @@ if 'PYTEST_XDIST_WORKER' not in os.environ:
 @pytest.fixture(scope='session')
 def published():
     "A state dict with the published names and shapes, its weights by the rule of tests/reference: what the flow uses of it."
-    import torch      # not before the lines above
+    import torch  # not before the lines above
     reference, scope = Path(__file__).parent / 'reference', {}
     exec((reference / 'fill.py').read_text(), scope)
     shapes = json.loads((reference / 'interflow_state_dict.json').read_text())

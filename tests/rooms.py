@@ -56,7 +56,7 @@ def exports(path):
     "The dotted names of the modules that a notebook makes, `interflow.` included."
     text = '\n'.join(source(cell) for _, cell in cells(path))
     names = re.findall(r'^#\|\s*(?:default_exp|exporti?|exports)[ \t]+([\w.]+)', text, re.M)
-    return sorted({f'interflow.{name}' for name in names})
+    return sorted({f'interflow.{name}'.removesuffix('.__init__') for name in names})      # a package's door
 
 
 def parse(text):

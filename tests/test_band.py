@@ -1,4 +1,5 @@
-"""The band of a factor: a projection that true images pass unchanged, wherever the sensor's grid lies, and draws of a flow do not."""
+"""The band of a factor: a projection that true images pass unchanged, and draws of a flow not."""
+
 import inspect
 import json
 import math
@@ -10,9 +11,17 @@ import torch
 
 from interflow import band, cli
 from interflow.band import fit_phase, to_band
-from interflow.camera import MARGIN, draw_residuals, get_camera, register, sensor_positions, shoot
+from interflow.camera import draw_residuals, get_camera, register, sensor_positions, shoot
 from interflow.checkpoints import load_model, save_model
-from interflow.core import InterflowError, data_folder, make_generator, photographs, read_image, read_json, write_image
+from interflow.core import (
+    InterflowError,
+    data_folder,
+    make_generator,
+    photographs,
+    read_image,
+    read_json,
+    write_image,
+)
 from interflow.data import read_set, simulate
 from interflow.generation import PATHS, generate_scene
 from interflow.metrics import luma
@@ -66,8 +75,12 @@ def test_linear_idempotent_symmetric(factor):
     px, py = to_band(x, factor, AT), to_band(y, factor, AT)
     assert torch.allclose(to_band(2 * x - 3 * y, factor, AT), 2 * px - 3 * py)
     again = 255 * (to_band(px, factor, AT) - px).abs()
-    assert again.max() < .5 and again[:, 16:-16, 16:-16].max() < .01, 'at the border what is weakly determined may move'
-    assert abs((px * y).sum() - (x * py).sum()) < 1e-4 * (x * y).sum(), 'orthogonal: the nearest image'
+    assert again.max() < 0.5 and again[:, 16:-16, 16:-16].max() < 0.01, (
+        'at the border what is weakly determined may move'
+    )
+    assert abs((px * y).sum() - (x * py).sum()) < 1e-4 * (x * y).sum(), (
+        'orthogonal: the nearest image'
+    )
 
 
 @pytest.mark.parametrize('factor', FACTORS)
@@ -88,7 +101,9 @@ def test_blocks_leave_no_joint(monkeypatch):
             assert 255 * (to_band(x, factor, AT) - tiled).abs().max() < 1e-3
     monkeypatch.setattr(band, 'REACH', 3)
     assert 255 * (to_band(x, 3., AT) - to_band(x, 3., AT).clone()).abs().max() == 0
-    assert 255 * (to_band(x, FACTORS[-1], AT) - tiled).abs().max() > .1, 'else the comparison could not fail'
+    assert 255 * (to_band(x, FACTORS[-1], AT) - tiled).abs().max() > 0.1, (
+        'else the comparison could not fail'
+    )
 
 
 def test_how_much_is_left_of_noise():
@@ -109,9 +124,13 @@ def test_dtype_batch_and_a_given_place():
     x = noise(2, 3, 40, 50)
     for dtype in (torch.float32, torch.float64):
         made = to_band(x.to(dtype), 2.5, AT)
-        assert made.dtype == dtype and torch.equal(made, torch.stack([to_band(one, 2.5, AT) for one in x.to(dtype)]))
+        assert made.dtype == dtype and torch.equal(
+            made, torch.stack([to_band(one, 2.5, AT) for one in x.to(dtype)])
+        )
     out = torch.empty_like(x)
-    assert to_band(x, 2.5, None, out) is out and torch.equal(out, torch.stack([to_band(one, 2.5, None) for one in x]))
+    assert to_band(x, 2.5, None, out) is out and torch.equal(
+        out, torch.stack([to_band(one, 2.5, None) for one in x])
+    )
     assert inspect.signature(to_band).parameters['phase'].default == (0., 0.)
 
 
@@ -121,12 +140,22 @@ def test_on_a_gpu():
     ramp = torch.linspace(2.1, 3.75, 300, dtype=torch.float64).expand(200, 300)
     for factor in (3., ramp, ramp.cuda()):
         there = to_band(x.cuda(), factor, None)
-        assert there.device.type == 'cuda' and torch.allclose(there.cpu(), to_band(x, ramp if torch.is_tensor(factor) else factor, None), atol=1e-6)
+        assert there.device.type == 'cuda' and torch.allclose(
+            there.cpu(), to_band(x, ramp if torch.is_tensor(factor) else factor, None), atol=1e-6
+        )
 
 
-@pytest.mark.parametrize('image, factor, said', [
-    ((40, 50), 2., 'image: has shape'), ((1, 40, 50), 2., 'image: has shape'), ((3, 40, 50), float('nan'), 'factor nan'),
-    ((3, 40, 50), -1., 'factor -1'), ((3, 40, 50), torch.ones(50, 40), 'factor: a map of shape'), ((3, 40, 50), float('inf'), 'factor inf')])
+@pytest.mark.parametrize(
+    'image, factor, said',
+    [
+        ((40, 50), 2.0, 'image: has shape'),
+        ((1, 40, 50), 2.0, 'image: has shape'),
+        ((3, 40, 50), float('nan'), 'factor nan'),
+        ((3, 40, 50), -1.0, 'factor -1'),
+        ((3, 40, 50), torch.ones(50, 40), 'factor: a map of shape'),
+        ((3, 40, 50), float('inf'), 'factor inf'),
+    ],
+)
 def test_hostile_input(image, factor, said):
     with pytest.raises(InterflowError, match=said):
         to_band(torch.zeros(image), factor)
@@ -143,7 +172,9 @@ def test_the_phase_is_found(factor):
 
 @pytest.mark.parametrize('factor', [1.3, 2.1, 2.5, 3., 3.75])
 def test_shots_lose_what_rounding_added(photo, factor):
-    "Gain, offset and the shift of registration included; at a wrong phase they lose many times as much."
+    """Gain, offset and the shift of registration included; at a wrong phase they lose many times as
+    much.
+    """
     for number in range(2):
         shot = shoot(photo, factor, 'canon', scene='band', shot=number)
         assert rms(to_band(shot, factor, None) - shot) < .45
@@ -173,7 +204,9 @@ def test_images_without_detail_and_small_ones(size):
 # ---------------------------------------------------------------- maps
 
 def test_a_map_is_each_pixels_number():
-    "Two halves of one factor each, and a slow ramp between: far from the ramp the image is that of the number."
+    """Two halves of one factor each, and a slow ramp between: far from the ramp the image is that
+    of the number.
+    """
     x = noise(3, 60, 400)
     factors = (2.25 + .25 * ((torch.arange(400) - 150) / 100).clamp(0, 1)).double().expand(60, 400)
     made = to_band(x, factors, AT)
@@ -181,30 +214,45 @@ def test_a_map_is_each_pixels_number():
         assert torch.allclose(made[..., half], to_band(x, factor, AT)[..., half])
     middle = .5 * (to_band(x, 2.25, AT) + to_band(x, 2.5, AT))[..., 200]
     assert torch.allclose(made[..., 200], middle)
-    assert torch.equal(to_band(x, torch.full((60, 400), 2.7), AT), to_band(x, torch.tensor(2.7).item(), AT))
+    assert torch.equal(
+        to_band(x, torch.full((60, 400), 2.7), AT), to_band(x, torch.tensor(2.7).item(), AT)
+    )
 
 
 def test_each_part_of_a_map_finds_its_phase():
     "Left a shot at x2.25, right one at x2.5, each on its own grid: both come through."
-    left, right = sensor_image((90, 400), 2.25, (.1, .3)), sensor_image((90, 400), 2.5, (-.4, -.1), 1)
+    left, right = (
+        sensor_image((90, 400), 2.25, (0.1, 0.3)),
+        sensor_image((90, 400), 2.5, (-0.4, -0.1), 1),
+    )
     x = torch.cat([left[..., :200], right[..., 200:]], -1)
     factors = torch.cat([torch.full((90, 200), 2.25), torch.full((90, 200), 2.5)], 1).double()
     lost = (to_band(x, factors, None) - x)[..., [*range(170), *range(230, 400)]]
-    assert rms(lost) < 3 and rms(lost) < .2 * rms((to_band(x, factors, (0., 0.)) - x)[..., [*range(170), *range(230, 400)]])
+    assert rms(lost) < 3 and rms(lost) < 0.2 * rms(
+        (to_band(x, factors, (0.0, 0.0)) - x)[..., [*range(170), *range(230, 400)]]
+    )
 
 
 def test_a_map_has_no_more_above_the_band_than_numbers():
     x = noise(3, 192, 256) - .5
     ramp = torch.linspace(2.1, 3.75, 256, dtype=torch.float64).expand(192, 256)
     def above(image):
-        return torch.fft.rfft(image.mT).abs().square()[..., 120:136, 58:70].mean()      # around 1/3 cycles per pixel, where the map says 3
+        # around 1/3 cycles per pixel, where the map says 3
+        return torch.fft.rfft(image.mT).abs().square()[..., 120:136, 58:70].mean()
     assert above(to_band(x, ramp, None)) < 1.5 * above(to_band(x, 3., None)) < .2 * above(x)
 
 
 # ---------------------------------------------------------------- in generation
 
 def draws(flow, hr, factor, count=3, **settings):
-    return torch.cat([next(generate_scene(flow, hr, {}, (factor,), 'sample', [make_generator(k)], **settings))[None] for k in range(count)])
+    return torch.cat(
+        [
+            next(
+                generate_scene(flow, hr, {}, (factor,), 'sample', [make_generator(k)], **settings)
+            )[None]
+            for k in range(count)
+        ]
+    )
 
 
 def test_draws_lose_their_power_around_the_null(flow, photo):
@@ -212,22 +260,41 @@ def test_draws_lose_their_power_around_the_null(flow, photo):
     shots = torch.stack([shoot(photo, 3., 'canon', scene='band', shot=k) for k in range(3)])
     def null(images):
         lines = luma(images.clamp(0, 1).mul(255).round().div(255) - images.mean(0) + .5)
-        power = torch.fft.rfft2((lines - .5) * torch.hann_window(130)[:, None] * torch.hann_window(174)).abs().square().mean(0)
+        power = (
+            torch.fft.rfft2(
+                (lines - 0.5) * torch.hann_window(130)[:, None] * torch.hann_window(174)
+            )
+            .abs()
+            .square()
+            .mean(0)
+        )
         return 10 * power[:, 53:63].mean().log10().item()
-    plain, banded, true = null(draws(flow, hr, 3., band=False)), null(draws(flow, hr, 3.)), null(shots)
+
+    plain, banded, true = (
+        null(draws(flow, hr, 3.0, band=False)),
+        null(draws(flow, hr, 3.0)),
+        null(shots),
+    )
     assert plain > true + 3 and abs(banded - true) < 3
 
 
 @pytest.mark.parametrize('path', PATHS)
 def test_generation_without_the_band_and_the_projection_make_the_rest(flow, pairs, path):
-    "No noise is drawn for the band; `pixels` stays a blend; at a trained factor photographs come back."
+    """No noise is drawn for the band; `pixels` stays a blend; at a trained factor photographs come
+    back.
+    """
     scene = read_set(pairs)[0]
     hr, lr = read_image(scene.hr), {factor: read_image(file) for factor, file in scene.lr.items()}
     ramp = torch.linspace(2.2, 3.7, hr.shape[-1], dtype=torch.float64).expand(hr.shape[-2:])
     states = []
     def make(**settings):
         generators = [make_generator(0, k) for k in range(3)]
-        made = [image.clone() for image in generate_scene(flow, hr, lr, (LOW, 2.7, ramp), path, generators, **settings)]
+        made = [
+            image.clone()
+            for image in generate_scene(
+                flow, hr, lr, (LOW, 2.7, ramp), path, generators, **settings
+            )
+        ]
         states.append([generator.get_state() for generator in generators])
         return made
     plain, banded = make(band=False), make()
@@ -242,13 +309,21 @@ def test_generation_without_the_band_and_the_projection_make_the_rest(flow, pair
 def test_a_set_with_the_band_and_without(flow, pairs, tmp_path, monkeypatch):
     "A setting of the set; the same bytes on one process or two."
     config = SetConfig((2.5, 3.0), check='none')
-    for name, settings, processes in (('one', config, 1), ('two', config, 2), ('plain', replace(config, band=False), 1)):
+    for name, settings, processes in (
+        ('one', config, 1),
+        ('two', config, 2),
+        ('plain', replace(config, band=False), 1),
+    ):
         generate(flow, read_set(pairs), tmp_path / name, settings, 'cpu', processes)
         assert json.loads((tmp_path / name / 'generated.json').read_text())['band'] == settings.band
-    files = sorted(path.relative_to(tmp_path / 'one') for path in (tmp_path / 'one').rglob('*_LR3.png'))
+    files = sorted(
+        path.relative_to(tmp_path / 'one') for path in (tmp_path / 'one').rglob('*_LR3.png')
+    )
     assert len(files) == 4
     for file in files:
-        one, two, plain = ((tmp_path / name / file).read_bytes() for name in ('one', 'two', 'plain'))
+        one, two, plain = (
+            (tmp_path / name / file).read_bytes() for name in ('one', 'two', 'plain')
+        )
         assert one == two != plain
     with pytest.raises(InterflowError, match='band = True'):
         generate(flow, read_set(pairs), tmp_path / 'one', replace(config, band=False), 'cpu')
@@ -256,7 +331,17 @@ def test_a_set_with_the_band_and_without(flow, pairs, tmp_path, monkeypatch):
 
 def test_at_the_command_line(flow, pairs, tmp_path, monkeypatch):
     save_model(tmp_path / 'flow', flow)
-    call = ['interflow', 'generate', str(tmp_path / 'flow'), str(pairs), str(tmp_path / 'out'), '--factors', '3', '--device', 'cpu']
+    call = [
+        'interflow',
+        'generate',
+        str(tmp_path / 'flow'),
+        str(pairs),
+        str(tmp_path / 'out'),
+        '--factors',
+        '3',
+        '--device',
+        'cpu',
+    ]
     monkeypatch.setattr(sys, 'argv', [*call, '--no-band', '--check', 'none', '--processes', '1'])
     try:
         cli.main()
@@ -271,6 +356,11 @@ def test_images_made_while_training(flow, pairs):
     scenes = read_set(pairs)
     images = torch.stack([torch.stack([read_image(scene.hr) for scene in scenes])])
     def make(**settings):
-        return FlowSource(flow, scenes, **settings).make(images, (), [2.4, 3.3], [make_generator(k) for k in range(2)])
+        return FlowSource(flow, scenes, **settings).make(
+            images, (), [2.4, 3.3], [make_generator(k) for k in range(2)]
+        )
+
     plain, banded = make(band=False), make()
-    assert torch.equal(banded, torch.stack([to_band(plain[0], 2.4, None), to_band(plain[1], 3.3, None)]))
+    assert torch.equal(
+        banded, torch.stack([to_band(plain[0], 2.4, None), to_band(plain[1], 3.3, None)])
+    )

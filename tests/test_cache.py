@@ -13,7 +13,16 @@ import torch
 from PIL import Image
 
 from interflow.core import InterflowError, read_pixels, to_tensor
-from interflow.data import PairBatches, PixelCache, Scene, cache_file, cache_folder, crop_alike, prefetch, read_scene
+from interflow.data import (
+    PairBatches,
+    PixelCache,
+    Scene,
+    cache_file,
+    cache_folder,
+    crop_alike,
+    prefetch,
+    read_scene,
+)
 from interflow.sr.training import Source, SRBatches
 
 
@@ -271,7 +280,8 @@ def test_batches_are_made_while_the_caller_works_but_not_too_many(ahead):
 
 def test_a_fault_is_raised_at_its_step():
     def batches(step):
-        if step == 3: raise InterflowError('no such image')
+        if step == 3:
+            raise InterflowError('no such image')
         return -step
     seen, loop = [], prefetch(batches, range(10), ahead=4)
     with pytest.raises(InterflowError, match='no such image'):
@@ -286,7 +296,8 @@ def test_a_fault_is_raised_at_its_step():
 def test_the_thread_ends_with_the_loop():
     made = []
     for step, _ in prefetch(made.append, range(10 ** 9)):
-        if step == 5: break
+        if step == 5:
+            break
     assert not threads() and len(made) <= 8
     with pytest.raises(ZeroDivisionError):
         for step, _ in prefetch(made.append, range(10 ** 9)):

@@ -1,15 +1,43 @@
 "The camera's contracts: sharp, noisy, coloured and placed as the formulas say; the same bytes from the same seed."
-from dataclasses import replace
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from skimage.registration import phase_cross_correlation
 
-from interflow.camera import (BLACK_LEVEL, CAMERAS, MARGIN, WHITE_LEVEL, Colour, add_noise, airy_mtf, box_mtf, demosaic, develop,
-                              draw_colour, draw_residuals, get_camera, measure_mtf, mosaic, project, quantise, register, shoot,
-                              slanted_edge, unprocess, white_balance)
-from interflow.core import InterflowError, make_generator, photographs, read_image, to_pixels, to_tensor
+from interflow.camera import (
+    BLACK_LEVEL,
+    CAMERAS,
+    MARGIN,
+    WHITE_LEVEL,
+    Colour,
+    add_noise,
+    airy_mtf,
+    box_mtf,
+    demosaic,
+    develop,
+    draw_colour,
+    draw_residuals,
+    get_camera,
+    measure_mtf,
+    mosaic,
+    project,
+    quantise,
+    register,
+    shoot,
+    slanted_edge,
+    unprocess,
+    white_balance,
+)
+from interflow.core import (
+    InterflowError,
+    make_generator,
+    photographs,
+    read_image,
+    to_pixels,
+    to_tensor,
+)
 
 PHOTOGRAPHS = [path for split in ('train', 'val', 'test') for path in photographs(split)]
 CANON = CAMERAS['canon']

@@ -11,8 +11,9 @@ from interflow.core import InterflowError, make_generator, photographs, read_ima
 from interflow.model import InterFlow, InterFlowConfig
 
 sys.path.insert(0, str(Path(__file__).parent.parent / 'benchmarks'))
-import city100      # noqa: E402
-import degradations as D      # noqa: E402
+import city100  # noqa: E402
+import degradations as D  # noqa: E402
+
 sys.path.pop(0)
 
 FACTOR = 2.9

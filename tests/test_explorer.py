@@ -1,9 +1,10 @@
 """The explorer without a browser: what its logic promises, and that nothing from outside breaks its panel."""
-import json
 import shlex
+import shutil
 import subprocess
 import sys
 import threading
+import zipfile
 from dataclasses import replace
 from datetime import datetime
 from io import BytesIO
@@ -16,10 +17,22 @@ from rooms import NBS, ROOT, cells, source
 
 from interflow.checkpoints import save_model
 from interflow.core import InterflowError, make_generator, to_pixels
-from interflow.explorer import CELL, DRAWS, PATHS, Explorer, Part, Settings, Studio, Worker, command, panes, spread, spread_by_brightness
-from interflow.generation import LR_IMAGES, generate_scene
+from interflow.explorer import (
+    CELL,
+    DRAWS,
+    Explorer,
+    Part,
+    Settings,
+    Studio,
+    Worker,
+    command,
+    panes,
+    spread,
+    spread_by_brightness,
+)
+from interflow.generation import generate_scene
 from interflow.model import InterFlow, InterFlowConfig
-from interflow.paths import DRAWING
+from interflow.paths import PATHS, Path, add_path
 
 
 def file(size, kind='PNG', mode='RGB'):
@@ -65,7 +78,7 @@ def test_everything_that_settings_name_changes_the_picture(studio, settings):
         assert not torch.equal(studio.picture(other), studio.picture(replace(settings, path='pixels'))), name
     for path in PATHS:
         one = replace(settings, path=path)
-        assert torch.equal(studio.picture(one), studio.picture(replace(one, seed=9))) == (path not in DRAWING), path
+        assert torch.equal(studio.picture(one), studio.picture(replace(one, seed=9))) == (not PATHS[path].draws), path
 
 
 @pytest.mark.parametrize('path', PATHS)
@@ -73,7 +86,7 @@ def test_a_picture_is_what_generation_makes(studio, settings, path):
     "The explorer decodes by itself, and quickly; what it shows is what `generate_scene` gives, where the prior knows the scene too."
     one = replace(settings, path=path, factor=2.7, seed=3, temperature=1. if path == 'pixels' else .8)
     model, lr = studio.model(one.model), {factor: studio.shot(one.part, factor) for factor in (2.1, 3.75)}
-    if LR_IMAGES[path] == 1:
+    if PATHS[path].images == 1:
         lr = {2.1: lr[2.1]}
     generator = make_generator(3, 'generate', one.part.name, '2.7', 0)
     made = next(generate_scene(model, studio.hr(one.part), lr, [2.7], path, [generator], one.temperature))
@@ -204,8 +217,8 @@ def no_survey(studio, model, size, camera):
 def panel(studio, settings, monkeypatch):
     "A panel in place, without thread and browser."
     pytest.importorskip('ipywidgets')
-    monkeypatch.setattr('interflow.explorer.flows', lambda: {'test': settings.model})
-    monkeypatch.setattr('interflow.explorer.survey', no_survey)
+    monkeypatch.setattr('interflow.explorer.controls.flows', lambda: {'test': settings.model})
+    monkeypatch.setattr('interflow.explorer.drawing.survey', no_survey)
     panel = Explorer(studio)
     yield panel
     panel.close()
@@ -243,7 +256,52 @@ def test_the_range_of_the_slider_is_the_flow_s(panel, tmp_path):
 
 
 def test_the_room_ends_as_the_page_does():
-    assert CELL.splitlines()[-1] == source(cells(NBS / '41_explorer.ipynb')[-1][1])
+    room, = NBS.rglob('*_explorer.ipynb')
+    assert CELL.splitlines()[-1] == source(cells(room)[-1][1])
+
+
+@pytest.fixture
+def added():
+    "A path that nobody knew when the modules were written: it draws, and needs both images."
+    def latent(s):
+        return torch.lerp(s.z[s.i], s.z[s.i + 1], s.a) + .1 * s.noise
+    add_path(Path('rough', 2, True, False, latent, 'the mean of both, and grain', '#882255', 'P'))
+    yield 'rough'
+    del PATHS['rough']
+
+
+def test_a_path_that_is_added_is_shown_like_the_others(studio, settings, monkeypatch, added):
+    one = replace(settings, path=added, factor=2.7)
+    linear = studio.picture(replace(one, path='linear'))
+    assert not torch.equal(studio.picture(one), studio.picture(replace(one, seed=1)))
+    assert (studio.picture(one) - linear).abs().mean() > 1e-4
+    names = [name for name, _ in panes(studio, one)]
+    assert names[0] == 'generated' and {'spectrum', 'map', 'posterior'} <= {*names}
+    pytest.importorskip('ipywidgets')
+    monkeypatch.setattr('interflow.explorer.controls.flows', lambda: {'test': settings.model})
+    monkeypatch.setattr('interflow.explorer.drawing.survey', no_survey)
+    panel = Explorer(studio)
+    assert panel.controls.path.options == tuple(PATHS) and added in panel.controls.path.options
+    panel.controls.path.value = added
+    assert not panel.line.value and not panel.controls.seed.disabled
+    assert f'--path {added} ' in panel.command.value
+    panel.close()
+
+
+def test_a_wheel_carries_the_page(tmp_path):
+    "What is no Python is in the wheel too: without its style and script the panel does not import."
+    for name in ('interflow', 'settings.ini', 'README.md', 'setup.py'):
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        copy(ROOT / name, tmp_path / name)
+    done = subprocess.run([sys.executable, 'setup.py', '-q', 'bdist_wheel', '-d', 'wheels'],
+                          cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-1000:]
+    wheel, = (tmp_path / 'wheels').glob('*.whl')
+    ours = {path.name for path in (ROOT / 'interflow' / 'explorer').iterdir()
+            if path.suffix not in ('.py', '') and path.is_file()}
+    inside = {name.rpartition("/")[2] for name in zipfile.ZipFile(wheel).namelist()
+              if name.startswith('interflow/explorer/')}
+    assert len(ours) >= 3 and ours <= inside, ours - inside
 
 
 def test_without_ipywidgets_one_line_says_so():

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scenes import write_crops
 
 from interflow.camera import shoot
 from interflow.checkpoints import save_model
@@ -18,7 +19,6 @@ from interflow.core import InterflowError, make_generator, photographs, write_im
 from interflow.data import simulate
 from interflow.model import InterFlow, InterFlowConfig
 from interflow.sr.networks import build, save_network
-from scenes import write_crops
 
 
 @pytest.fixture(scope='module')

@@ -6,17 +6,30 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from scenes import write_crops
 
 from interflow.camera import shoot
 from interflow.checkpoints import load_model, save_model
 from interflow.core import InterflowError, data_folder, make_generator, photographs, read_image
-from interflow.data import read_set, simulate
-from interflow.gate import ANY, MEASURES, Limits, blind_noise, deviations, judge, measure, measure_photographs, naive_lr, photographs_of, reference, windows
-from interflow.generation import generate_scene, smooth_map
+from interflow.data import simulate
+from interflow.gate import (
+    ANY,
+    MEASURES,
+    Limits,
+    blind_noise,
+    deviations,
+    judge,
+    measure,
+    measure_photographs,
+    naive_lr,
+    photographs_of,
+    reference,
+    windows,
+)
+from interflow.generation import generate_scene
 from interflow.losses import LossWeights
 from interflow.model import InterFlowConfig
 from interflow.training import PRESETS, train_flow
-from scenes import write_crops
 
 FLOW, FACTORS = data_folder() / 'weights' / 'flow', (2.1, 2.5, 3.0, 3.5, 3.75)
 

@@ -11,11 +11,25 @@ import sys
 import tempfile
 from pathlib import Path
 
+import house
 import pytest
 from PIL import Image
-import house
+from rooms import (
+    NBS,
+    ROOT,
+    cells,
+    exports,
+    imported,
+    modules,
+    name_of,
+    notebooks,
+    number_of,
+    parse,
+    source,
+    stale,
+)
+
 from interflow.sr.evaluation import format_table, read_rows, summarise
-from rooms import NBS, ROOT, cells, exports, imported, modules, name_of, notebooks, number_of, parse, source, stale
 
 LARGE = {'data/weights/flow/model.safetensors': 'the shipped flow'}    # tracked files that may be over 1 MB: path -> why
 PHOTOS = ROOT / 'data' / 'photos'
@@ -145,8 +159,9 @@ def test_public_names_have_docstrings():
 
 
 def test_the_package_does_without_the_helpers_of_rooms():
-    none([f'{name_of(path)}: imports interflow.rooms, which serves notebooks, tests and benchmarks' for path in modules()
-          if re.search(r'^\s*from (interflow|\.+)\.?rooms import|import interflow\.rooms', path.read_text(encoding='utf-8'), re.M)])
+    helper = re.compile(r'^\s*(?:from (?:interflow|\.)[\w.]*\b|import interflow[\w.]*\.)(?:rooms|trial)\b', re.M)
+    none([f'{name_of(path)}: imports {found[0].split()[1]}, which serves notebooks, tests and benchmarks' for path in modules()
+          for found in [helper.search(path.read_text(encoding='utf-8'))] if found and path.name != '_modidx.py'])
 
 
 def test_limits_only_shrink():
@@ -306,3 +321,11 @@ def test_the_table_of_three_networks_is_the_stored_one():
 def test_the_readme_shows_how_realistic_the_shipped_flow_is():
     stored = ROOT / 'benchmarks' / 'realism.txt'
     assert stored.read_text().rstrip('\n') in (ROOT / 'README.md').read_text(), 'README.md: its table is not the one in benchmarks/realism.txt'
+
+
+def test_the_readme_shows_the_stored_measurements():
+    "The table of five seeds as a whole; of the real photographs each line that README has."
+    text, stored = (ROOT / 'README.md').read_text(), ROOT / 'benchmarks'
+    assert (stored / 'seeds.txt').read_text().rstrip() in text, 'README.md: its table is not the one in benchmarks/seeds.txt'
+    shown = text.partition('### On real photographs')[2].partition('```\n')[2].partition('```')[0].split('\n\n')
+    assert len(shown) == 3 and all(block.strip() in (stored / 'city100.txt').read_text() for block in shown), 'README.md: not as in benchmarks/city100.txt'

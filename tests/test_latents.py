@@ -7,12 +7,21 @@ from dataclasses import replace
 
 import pytest
 import torch
+from rooms import ROOT
 
 from interflow.core import InterflowError, make_generator
-from interflow.latents import FactorEstimate, estimate_factor, factor_grid, fit_temperature, gaussians, log_densities, log_posterior, summarise_posterior
+from interflow.latents import (
+    FactorEstimate,
+    estimate_factor,
+    factor_grid,
+    fit_temperature,
+    gaussians,
+    log_densities,
+    log_posterior,
+    summarise_posterior,
+)
 from interflow.model import InterFlow, InterFlowConfig
 from interflow.prior import GaussianPrior, Moments, normalise, restore
-from rooms import ROOT
 
 CHANNELS = 6
 

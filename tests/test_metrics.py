@@ -8,8 +8,18 @@ from skimage.color import rgb2ycbcr
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from interflow.core import InterflowError, make_generator
-from interflow.metrics import (bootstrap_interval, luma, mtf50, noise_by_brightness, noise_spectrum, noise_std, psnr_y, ssim_y, transfer,
-                               video_luma)
+from interflow.metrics import (
+    bootstrap_interval,
+    luma,
+    mtf50,
+    noise_by_brightness,
+    noise_spectrum,
+    noise_std,
+    psnr_y,
+    ssim_y,
+    transfer,
+    video_luma,
+)
 
 
 def texture(height=120, width=150, seed=0):

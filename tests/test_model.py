@@ -1,7 +1,7 @@
 """The model, its prior and its files."""
 import json
-from dataclasses import replace
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,13 +16,15 @@ from interflow.prior import GaussianPrior, transport_map
 FACTORS = [2.1, 2.4, 3.0, 3.3, 3.75]
 
 
-def shaken(config=InterFlowConfig.tiny(), dtype=torch.float64, size=.03):
+def shaken(config=None, dtype=torch.float64, size=.03):
     generator = torch.Generator().manual_seed(1)
     torch.manual_seed(1)
-    model = InterFlow(config, generator).to(dtype).eval()
+    model = InterFlow(config or InterFlowConfig.tiny(), generator).to(dtype).eval()
     with torch.no_grad():
-        for name, p in model.named_parameters():      # the prior's matrices, small at the start, less: they must stay well conditioned
-            p.add_((size / 10 if name == 'prior.roots' else size) * torch.randn(p.shape, generator=generator, dtype=dtype))
+        for name, p in model.named_parameters():
+            # the prior's matrices, small at the start, less: they must stay well conditioned
+            amount = size / 10 if name == 'prior.roots' else size
+            p.add_(amount * torch.randn(p.shape, generator=generator, dtype=dtype))
     return model
 
 
@@ -40,7 +42,8 @@ def test_prior_agrees_with_torch_distributions(model, factor):
     z = rand(2, 48, 2, 3) - .5
     mean, root = model.prior.gaussian(factor)
     reference = torch.distributions.MultivariateNormal(mean.expand(48), root @ root.T)
-    assert torch.allclose(model.prior.log_prob(z, factor), reference.log_prob(z.permute(0, 2, 3, 1)).sum((1, 2)), rtol=1e-9)
+    expected = reference.log_prob(z.permute(0, 2, 3, 1)).sum((1, 2))
+    assert torch.allclose(model.prior.log_prob(z, factor), expected, rtol=1e-9)
 
 
 @pytest.mark.parametrize('factor', FACTORS)
@@ -49,14 +52,15 @@ def test_samples_have_the_priors_moments(model, factor):
     mean, root = model.prior.gaussian(factor)
     sigma = root @ root.T
     tolerance = 5 * sigma.diagonal().max() / math.sqrt(draws.shape[1])
-    assert (draws.mean(1) - mean).abs().max() < 5 * sigma.diagonal().max().sqrt() / math.sqrt(draws.shape[1])
+    error = sigma.diagonal().max().sqrt() / math.sqrt(draws.shape[1])
+    assert (draws.mean(1) - mean).abs().max() < 5 * error
     assert (torch.cov(draws) - sigma).abs().max() < 2 * tolerance
     cold = model.prior.sample((1, 48, 30, 40), factor, make_generator(0, factor), temperature=0.)
     assert torch.allclose(cold, mean.expand_as(cold))
 
 
 def test_geodesic_is_the_shortest_way():
-    "Along the geodesic Wasserstein distances add up; along straight mixtures of covariances they do not."
+    "Along the geodesic Wasserstein distances add up; along mixtures of covariances they do not."
     prior = GaussianPrior((2.1, 3.75), 6).double()
     with torch.no_grad():
         prior.roots.add_(.3 * (rand(2, 6, 6) - .5))
@@ -65,7 +69,8 @@ def test_geodesic_is_the_shortest_way():
         (m1, a1), (m2, a2) = first, second
         transport = transport_map(a1, a2)
         sigma1 = a1 @ a1.T
-        return ((m1 - m2) ** 2 * 6 + ((torch.eye(6) - transport) @ sigma1 @ (torch.eye(6) - transport)).trace()).sqrt()
+        move = torch.eye(6) - transport
+        return ((m1 - m2) ** 2 * 6 + (move @ sigma1 @ move).trace()).sqrt()
     ends = prior.gaussian(2.1), prior.gaussian(3.75)
     for factor in (2.4, 3.0, 3.5):
         middle = prior.gaussian(factor)
@@ -93,18 +98,21 @@ def test_whole_model_log_det(model):
     hr, lr = rand(1, 3, 4, 8), rand(1, 3, 4, 8, seed=1)
     cond = model.condition(hr)
     z, log_det = model.encode(lr, cond)
-    assert torch.allclose(log_det, autograd_log_det(lambda x: model.encode(x, cond)[0], lr), atol=1e-7)
-    assert torch.allclose(-log_det, autograd_log_det(lambda x: model.decode(x, cond), z.detach()), atol=1e-7)
+    forward = autograd_log_det(lambda x: model.encode(x, cond)[0], lr)
+    inverse = autograd_log_det(lambda x: model.decode(x, cond), z.detach())
+    assert torch.allclose(log_det, forward, atol=1e-7)
+    assert torch.allclose(-log_det, inverse, atol=1e-7)
 
 
 def test_log_prob_is_the_priors_density_times_the_volume(model):
-    "By hand: the Gaussian of z at the factor, moved and stretched by what the prior knows of the scene, times |det dz/dx| from the full Jacobian."
+    "By hand: the Gaussian of z, moved and stretched for the scene, times the full |det dz/dx|."
     cond, x = model.condition(rand(1, 3, 4, 4)), rand(1, 3, 4, 4, seed=1)
     z, _ = model.encode(x, cond)
     mean, root = model.prior.gaussian(3.3)
     mean = mean.expand(48)
     if cond.moments is not None:      # 3.3 lies at .4 of the way from 3.0 to 3.75
-        move, log_scale = (.6 * values[1, 0, :, 0, 0] + .4 * values[2, 0, :, 0, 0] for values in (cond.moments.mean, cond.moments.log_scale))
+        move, log_scale = (.6 * values[1, 0, :, 0, 0] + .4 * values[2, 0, :, 0, 0]
+                           for values in cond.moments[1:])
         mean, root = move + log_scale.exp() * mean, log_scale.exp()[:, None] * root
     density = torch.distributions.MultivariateNormal(mean, root @ root.T).log_prob(z[0, :, 0, 0])
     volume = autograd_log_det(lambda lr: model.encode(lr, cond)[0], x)
@@ -114,8 +122,10 @@ def test_log_prob_is_the_priors_density_times_the_volume(model):
 def test_gradients_reach_every_parameter():
     model = shaken()
     cond = model.condition(rand(2, 3, 8, 12))
-    sum(model.log_prob(rand(2, 3, 8, 12, seed=1), cond, factor).sum() for factor in model.config.factors).backward()
-    assert not [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    lr = rand(2, 3, 8, 12, seed=1)
+    sum(model.log_prob(lr, cond, factor).sum() for factor in model.config.factors).backward()
+    grads = {name: p.grad for name, p in model.named_parameters()}
+    assert not [name for name, grad in grads.items() if grad is None or not grad.abs().sum() > 0]
 
 
 @pytest.mark.parametrize('size', [(6, 8), (8, 10), (5, 5)])
@@ -125,7 +135,8 @@ def test_sizes_that_are_no_multiples_of_4(model, size):
     padded, (height, width) = pad_to_multiple(rand(1, 3, *size))
     cond = model.condition(padded)
     lr = pad_to_multiple(rand(1, 3, *size, seed=1))[0]
-    assert torch.allclose(model.decode(model.encode(lr, cond)[0], cond)[..., :height, :width], rand(1, 3, *size, seed=1), atol=1e-9)
+    back = model.decode(model.encode(lr, cond)[0], cond)[..., :height, :width]
+    assert torch.allclose(back, rand(1, 3, *size, seed=1), atol=1e-9)
 
 
 def test_pair_on_different_grids_is_refused(model):
@@ -135,7 +146,8 @@ def test_pair_on_different_grids_is_refused(model):
 
 def test_samples_depend_on_the_generator_alone(model):
     cond = model.condition(rand(1, 3, 8, 8))
-    first, again, other = (model.sample(cond, 3.0, make_generator(seed, 'sample')) for seed in (0, 0, 1))
+    first, again, other = (model.sample(cond, 3.0, make_generator(seed, 'sample'))
+                           for seed in (0, 0, 1))
     assert torch.equal(first, again) and not torch.equal(first, other)
 
 
@@ -149,7 +161,8 @@ def test_save_and_load_are_exact(tmp_path, dtype):
         assert torch.equal(value, again.state_dict()[name]), name
     hr, lr = rand(1, 3, 8, 8).to(dtype), rand(1, 3, 8, 8, seed=1).to(dtype)
     model, again = model.to(dtype), again.to(dtype)
-    assert torch.equal(model.log_prob(lr, model.condition(hr), 2.5), again.log_prob(lr, again.condition(hr), 2.5))
+    one, other = (each.log_prob(lr, each.condition(hr), 2.5) for each in (model, again))
+    assert torch.equal(one, other)
 
 
 def test_checkpoint_of_another_preset(tmp_path):
@@ -192,11 +205,12 @@ def test_a_model_saved_before_there_were_moments_is_the_published_one(tmp_path):
 
 
 def test_fresh_moments_are_the_published_prior():
-    "Before training the network of the moments says nothing: both models give one density and one image."
+    "Before training the network of the moments says nothing: one density, one image."
     torch.manual_seed(0)
     knowing = InterFlow(InterFlowConfig.tiny(), make_generator(0)).eval()
     plain = InterFlow(replace(InterFlowConfig.tiny(), moments=0), make_generator(0)).eval()
-    plain.load_state_dict({name: value for name, value in knowing.state_dict().items() if not name.startswith('moments.')})
+    plain.load_state_dict({name: value for name, value in knowing.state_dict().items()
+                           if not name.startswith('moments.')})
     hr, lr = (torch.rand(1, 3, 16, 16, generator=make_generator(seed)) for seed in (0, 1))
     conditions = [(model, model.condition(hr)) for model in (knowing, plain)]
     assert torch.equal(*(model.log_prob(lr, cond, 2.9) for model, cond in conditions))
@@ -210,7 +224,7 @@ def test_the_crps_prefers_draws_that_vary_as_the_truth(spread, better):
 
 
 def test_the_crps_asks_for_the_grain_too():
-    "Noise of the right strength at each pixel, but the same in blocks of four, scores worse than white noise where the truth is white."
+    "Noise of the right strength, but the same in blocks of four, scores worse than white noise."
     truth, first, second = torch.randn(3, 3000, 3, 4, 4, generator=make_generator(1))
     coarse = [x[..., :1, :1].expand_as(x) for x in (first, second)]
     assert crps(first, second, truth) < .9 * crps(*coarse, truth)

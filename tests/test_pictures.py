@@ -10,15 +10,41 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from interflow.band import to_band
-from interflow.core import InterflowError, make_generator
-from interflow.latents import COLOURS, MARKS, STYLE, factor_colours, factor_grid, log_densities, style, summarise_posterior
+from interflow.core import InterflowError, make_generator, photographs
+from interflow.latents import factor_grid, log_densities, summarise_posterior
 from interflow.metrics import noise_spectrum
+from interflow.mixing import carry
 from interflow.model import InterFlow, InterFlowConfig
-from interflow.paths import NEEDS, carry
-from interflow.pictures import (along_axes, autocorrelation, axis_correlations, axis_patches, between, block_moments, block_spectra, blocks, draw_axes, draw_correlation,
-                                draw_embedding, draw_gaussians, draw_maps, draw_posterior, draw_residuals, draw_shells, draw_spectra, draw_strips, embed,
-                                factor_map, film_frames, principal, walk, write_film)
+from interflow.paths import PATHS, add_path
+from interflow.pictures import (
+    along_axes,
+    autocorrelation,
+    axis_correlations,
+    axis_patches,
+    between,
+    block_moments,
+    block_spectra,
+    blocks,
+    draw_axes,
+    draw_correlation,
+    draw_embedding,
+    draw_gaussians,
+    draw_maps,
+    draw_posterior,
+    draw_residuals,
+    draw_shells,
+    draw_spectra,
+    draw_strips,
+    embed,
+    factor_map,
+    film_frames,
+    principal,
+    walk,
+    write_film,
+)
+from interflow.pictures.takes import Takes, smoothed
 from interflow.prior import GaussianPrior, Moments, normalise, restore
+from interflow.style import COLOURS, MARKS, STYLE, factor_colours, style
 
 FACTORS = (2.1, 3.0, 3.75)
 
@@ -80,10 +106,45 @@ def renders(figure, tmp_path):
 def test_one_style_for_all():
     with style():
         assert plt.rcParams['font.size'] == STYLE['font.size'] and not plt.rcParams['axes.spines.top']
-    assert set(MARKS) <= set(COLOURS) and {*NEEDS, 'true', 'pixels'} <= set(MARKS) and len({COLOURS[name] for name in MARKS}) == len(MARKS)
+    assert list(MARKS) == ['true', *PATHS] and {*MARKS} <= {*COLOURS}
+    assert len({COLOURS[name] for name in MARKS}) == len({*MARKS.values()}) == len(MARKS)
     light = [sum(w * c for w, c in zip((.2126, .7152, .0722), colour)) for colour in factor_colours((3.75, 2.1, 3.0))]
     assert light[1] < light[2] < light[0] < .8, 'by the factor, dark to light, none too light for paper'
     assert len(factor_colours((3.0,))) == 1
+
+
+def test_one_palette_that_a_new_path_joins():
+    "The colours and marks of a path are its record's, whenever it is added, under old names too."
+    from interflow import latents
+    assert latents.COLOURS is COLOURS and latents.MARKS is MARKS and latents.style is style
+    before = dict(COLOURS)
+    add_path(replace(PATHS['linear'], name='straight', colour='#882255', marker='P'))
+    try:
+        assert (COLOURS['straight'], MARKS['straight']) == ('#882255', 'P')
+        assert {**COLOURS} == {**before, 'straight': '#882255'} and len(COLOURS) == len(before) + 1
+    finally:
+        del PATHS['straight']
+    assert COLOURS.get('straight', '.4') == '.4' and dict(COLOURS) == before
+
+
+# ---------------------------------------------------------------- takes
+
+def test_takes(model):
+    "Latents of dequantised shots: the same for the same name, others for another take or shot."
+    takes = Takes(model, photographs('test')[:2], size=32)
+    first, second = takes.hr
+    lr = takes.shot(first, 3.0, take=1)
+    expected = model.encode(smoothed(lr, first, 3.0, 1)[None], takes.conditions[first])[0]
+    assert torch.equal(takes.latent(first, 3.0, 1), expected)
+    assert takes.every(3.0, 1).shape == (2, 48, 8, 8)
+    assert torch.equal(takes.every(3.0, 1)[:1], expected)
+    for other in (dict(take=0), dict(take=1, shot=1)):
+        assert not torch.equal(takes.shot(first, 3.0, **other), lr)
+    v = takes.normal(takes.every(3.0), 3.0)
+    alone = model.normalise(takes.latent(second, 3.0), takes.conditions[second], 3.0)
+    assert torch.allclose(v[1:], alone, atol=1e-4)
+    bits = 255 * (smoothed(lr, 'any') - lr)
+    assert bits.abs().max() <= .501 and .25 < bits.std() < .33
 
 
 # ---------------------------------------------------------------- Gaussians
@@ -308,7 +369,7 @@ def scene(model):
     return hr, {f: model.decode(model.prior.sample((1, 48, 8, 8), f, make_generator(8, f)), cond)[0] for f in (2.1, 3.75)}
 
 
-@pytest.mark.parametrize('path', ('pixels', *NEEDS))
+@pytest.mark.parametrize('path', PATHS)
 def test_walk(model, scene, path):
     hr, lr = scene
     z, images = walk(model, hr, lr, [2.1, 2.9, 3.75], path)

@@ -1,4 +1,5 @@
-"""The ruler: each measure against a case whose answer is known, and the judge against truth in the place of generated images."""
+"""The ruler: each measure against a known answer, the judge against truth as generated images."""
+
 import json
 import math
 
@@ -6,14 +7,42 @@ import pytest
 import torch
 
 from interflow.camera import Residuals, draw_residuals, get_camera, shoot
-from interflow.core import InterflowError, data_folder, make_generator, photographs, read_image, write_image
+from interflow.core import (
+    InterflowError,
+    data_folder,
+    make_generator,
+    photographs,
+    read_image,
+    write_image,
+)
 from interflow.data import read_scenes, simulate
 from interflow.enlargement import cubic_mtf, enlargement_misfit, fit_factor, null_of
-from interflow.judging import (GeneratedSet, central_view, format_judgement, in_8_bits, judge, judge_images, measure, open_studio,
-                               write_judgement)
+from interflow.judging import (
+    GeneratedSet,
+    central_view,
+    format_judgement,
+    in_8_bits,
+    judge,
+    judge_images,
+    measure,
+    open_studio,
+    write_judgement,
+)
 from interflow.metrics import luma
-from interflow.realism import (akld, colour_correlation, decibels, deviations, grain, kld, kld_common, luma_of, mean_error, quantiles,
-                               spectrum_gap, texture, variance_ratio)
+from interflow.realism import (
+    akld,
+    colour_correlation,
+    decibels,
+    deviations,
+    grain,
+    kld,
+    kld_common,
+    mean_error,
+    quantiles,
+    spectrum_gap,
+    texture,
+    variance_ratio,
+)
 from interflow.two_sample import chance, cut_patches, high_pass, two_sample_test
 
 
@@ -36,7 +65,10 @@ def test_shot_0_is_the_shot_that_was_always_taken():
 @pytest.mark.parametrize('factor', [1., 2.5])
 def test_shots_are_independent(factor):
     photo = torch.full((3, 64, 64), .5)
-    images = [shoot(photo, factor, 'canon', scene='grey', **which) for which in ({}, {'shot': 1}, {'shot': 2}, {'take': 1}, {'shot': 1, 'take': 1})]
+    images = [
+        shoot(photo, factor, 'canon', scene='grey', **which)
+        for which in ({}, {'shot': 1}, {'shot': 2}, {'take': 1}, {'shot': 1, 'take': 1})
+    ]
     assert all(not torch.equal(a, b) for k, a in enumerate(images) for b in images[:k])
     assert torch.equal(images[1], shoot(photo, factor, 'canon', scene='grey', shot=1))
 
@@ -52,14 +84,18 @@ def test_deviations_are_free_of_the_bias_of_few_images():
 
 @pytest.mark.parametrize('scale, ratio', [(1., 1.), (1.2, 1.44), (.5, .25)])
 def test_variance_ratio_of_known_noise(scale, ratio):
-    assert variance_ratio(stack(8, 4 * scale, 1), stack(8, 4, 2)).item() == pytest.approx(ratio, rel=.02)
+    assert variance_ratio(stack(8, 4 * scale, 1), stack(8, 4, 2)).item() == pytest.approx(
+        ratio, rel=0.02
+    )
 
 
 def test_variance_ratio_by_groups():
     groups = quantiles(torch.arange(96 * 128.).view(96, 128), 4)
     assert torch.bincount(groups.flatten()).tolist() == [3072] * 4
     generated = stack(8, 4, 1)
-    generated = torch.where(groups == 2, generated.mean(0) + 2 * (generated - generated.mean(0)), generated)
+    generated = torch.where(
+        groups == 2, generated.mean(0) + 2 * (generated - generated.mean(0)), generated
+    )
     ratios = variance_ratio(generated, stack(8, 4, 2), groups)
     assert ratios.tolist() == pytest.approx([1, 1, 4, 1], rel=.05)
 
@@ -86,7 +122,9 @@ def test_grain_and_colours_of_known_noise():
 
 
 def test_kld_of_gaussians():
-    draw = lambda sigma, shift, seed: shift + sigma * torch.randn(400_000, generator=make_generator(seed, 'kld'))
+    draw = lambda sigma, shift, seed: (
+        shift + sigma * torch.randn(400_000, generator=make_generator(seed, 'kld'))
+    )
     assert kld(draw(.02, 0, 1), draw(.02, 0, 2)) < 1e-3
     assert kld(draw(.02, .02, 1), draw(.02, 0, 2)).item() == pytest.approx(.5, abs=.02)
     assert kld_common(draw(.02, .02, 1), draw(.02, 0, 2)).item() == pytest.approx(.5, abs=.03)
@@ -99,11 +137,15 @@ def test_akld_of_known_variances():
     flat = torch.full((2, 3, 40, 40), .01)
     assert akld(flat, flat) == 0
     assert akld(flat * 2 ** .5, flat).item() == pytest.approx(.5 * (2 - 1 - math.log(2)), rel=1e-4)
-    assert akld(flat * 100, flat).item() == pytest.approx(.5 * (10 - 1 - math.log(10)), rel=1e-4), 'the ratio is clamped'
+    assert akld(flat * 100, flat).item() == pytest.approx(
+        0.5 * (10 - 1 - math.log(10)), rel=1e-4
+    ), 'the ratio is clamped'
 
 
 def test_the_mean_error_is_free_of_noise():
-    raw, corrected = zip(*(mean_error(stack(5, 4, 2 * k) + 2 / 255, stack(5, 4, 2 * k + 1)) for k in range(10)))
+    raw, corrected = zip(
+        *(mean_error(stack(5, 4, 2 * k) + 2 / 255, stack(5, 4, 2 * k + 1)) for k in range(10))
+    )
     assert sum(corrected) / 10 == pytest.approx((2 / 255) ** 2, rel=.05)
     assert sum(raw) / 10 == pytest.approx((2 / 255) ** 2 + 2 * (4 / 255) ** 2 / 5, rel=.05)
     assert decibels(-1.) == decibels(0.) == 60 and decibels(.01) == pytest.approx(20)
@@ -114,7 +156,9 @@ def test_truth_over_truth_is_one():
     for file in photographs('test'):
         photo = read_image(file)[:, 160:288, 256:416]
         for factor in (2.2, 3.4):
-            shots = torch.stack([shoot(photo, factor, 'canon', scene=file.stem, shot=k) for k in range(1, 25)])
+            shots = torch.stack(
+                [shoot(photo, factor, 'canon', scene=file.stem, shot=k) for k in range(1, 25)]
+            )
             ratios.append(variance_ratio(shots[:12], shots[12:]).log().item())
     assert math.exp(sum(ratios) / len(ratios)) == pytest.approx(1, abs=.05)
 
@@ -129,10 +173,19 @@ def test_high_pass_keeps_what_is_fine():
 
 
 def test_the_critic_is_at_chance_where_there_is_nothing_and_finds_what_there_is():
-    images = {name: [stack(3, sigma, 100 * k + j) for k in range(6)] for j, (name, sigma) in enumerate({'true': 4, 'same': 4, 'louder': 5}.items())}
-    cut = {name: torch.cat([cut_patches(s, 4, make_generator(0, k)) for k, s in enumerate(stacks)]) for name, stacks in images.items()}
+    images = {
+        name: [stack(3, sigma, 100 * k + j) for k in range(6)]
+        for j, (name, sigma) in enumerate({'true': 4, 'same': 4, 'louder': 5}.items())
+    }
+    cut = {
+        name: torch.cat([cut_patches(s, 4, make_generator(0, k)) for k, s in enumerate(stacks)])
+        for name, stacks in images.items()
+    }
     scenes = torch.arange(6).repeat_interleave(len(cut['true']) // 6)
-    same, louder = (two_sample_test(cut[name], cut['true'], scenes, folds=3, steps=150).float().mean().item() for name in ('same', 'louder'))
+    same, louder = (
+        two_sample_test(cut[name], cut['true'], scenes, folds=3, steps=150).float().mean().item()
+        for name in ('same', 'louder')
+    )
     assert abs(same - .5) < 1.6 * chance(2 * len(scenes)) and louder > .9
     with pytest.raises(InterflowError, match='one scene'):
         two_sample_test(cut['same'][:4], cut['true'][:4], torch.zeros(4))
@@ -142,7 +195,15 @@ def test_the_critic_is_at_chance_where_there_is_nothing_and_finds_what_there_is(
 
 def test_true_shots_are_not_told_from_true_shots():
     studios = [open_studio(file, 'canon', 0) for file in photographs('test')[:4]]
-    cut = [torch.cat([cut_patches(s.view.crop(s.shots(3., numbers)), 10, make_generator(0, s.name)) for s in studios]) for numbers in (range(1, 5), range(5, 9))]
+    cut = [
+        torch.cat(
+            [
+                cut_patches(s.view.crop(s.shots(3.0, numbers)), 10, make_generator(0, s.name))
+                for s in studios
+            ]
+        )
+        for numbers in (range(1, 5), range(5, 9))
+    ]
     right = two_sample_test(*cut, torch.arange(4).repeat_interleave(40), folds=2, steps=200)
     assert abs(right.float().mean() - .5) < 1.5 * chance(right.numel())
 
@@ -162,8 +223,16 @@ def test_the_kernel_has_its_nulls():
 def test_a_known_factor_is_found(factor):
     found = []
     for file in photographs('test')[4:]:
-        found.append(fit_factor(shoot(read_image(file)[:, 96:384, 200:520], factor, 'canon', scene=file.stem, shot=5)[:, 16:-16, 16:-16]))
-    assert all(fit.a == -.5 and abs(fit.factor - factor) < .06 and fit.misfit < .2 for fit in found), found
+        found.append(
+            fit_factor(
+                shoot(
+                    read_image(file)[:, 96:384, 200:520], factor, 'canon', scene=file.stem, shot=5
+                )[:, 16:-16, 16:-16]
+            )
+        )
+    assert all(
+        fit.a == -0.5 and abs(fit.factor - factor) < 0.06 and fit.misfit < 0.2 for fit in found
+    ), found
 
 
 def test_what_was_not_enlarged_fits_nothing():
@@ -189,7 +258,12 @@ def test_true_shots_in_the_place_of_generated_ones_score_as_perfect():
     generated, perfect = found.summary
     assert {generated['images'], perfect['images']} == {'generated', 'perfect'}
     for row in (generated, perfect):
-        assert .7 < row['ratio'] < 1.4 and row['spectrum'] < 1.2 and row['kld'] < .05 and abs(row['sharpness']) < .03
+        assert (
+            0.7 < row['ratio'] < 1.4
+            and row['spectrum'] < 1.2
+            and row['kld'] < 0.05
+            and abs(row['sharpness']) < 0.03
+        )
         assert row['accuracy'] is None and row['mean_psnr_corrected'] > 42
         assert abs(row['found_factor'] - 3) < .05
     assert len(found.rows) == 4 and 'perfect' in format_judgement(found.summary)
@@ -202,24 +276,53 @@ def test_the_judge_sees_noise_and_blur():
     hr = studio.view.crop(studio.shots(1., range(1), noise=False)[0])
     noisy = in_8_bits(other.mean(0) + 1.2 * (other - other.mean(0)))
     blurred = in_8_bits((other + other.roll(1, -1) + other.roll(1, -2)) / 3)
-    fair, loud, soft = (measure(images, true, reference, hr)[0] for images in (other, noisy, blurred))
-    assert loud['ratio'] / fair['ratio'] == pytest.approx(1.44, abs=.03) and loud['akld'] > fair['akld']
-    assert soft['mtf50'] < .97 * fair['mtf50'] and soft['transfer'] > 2 * fair['transfer'] and soft['spectrum'] > fair['spectrum']
+    fair, loud, soft = (
+        measure(images, true, reference, hr)[0] for images in (other, noisy, blurred)
+    )
+    assert (
+        loud['ratio'] / fair['ratio'] == pytest.approx(1.44, abs=0.03)
+        and loud['akld'] > fair['akld']
+    )
+    assert (
+        soft['mtf50'] < 0.97 * fair['mtf50']
+        and soft['transfer'] > 2 * fair['transfer']
+        and soft['spectrum'] > fair['spectrum']
+    )
 
 
 def test_a_command_judges_photographs_pairs_and_sets(tmp_path):
     from typer.testing import CliRunner
-    from interflow.cli import app
+
     from interflow.checkpoints import load_model
-    from interflow.sets import Limits, SetConfig, generate
+    from interflow.cli import app
+    from interflow.sets import SetConfig, generate
     for file in photographs('test')[5:]:
         write_image(tmp_path / 'photos' / f'{file.stem}.png', read_image(file)[:, 128:352, 192:448])
     flow, scenes = data_folder() / 'weights' / 'flow', read_scenes(tmp_path / 'photos')
     run = lambda *words: CliRunner().invoke(app, ['judge', *map(str, words)], catch_exceptions=True)
-    done = run(flow, tmp_path / 'photos', '--factors', '3.0', '--draws', 2, '--shots', 2, '--out', tmp_path / 'out', '--device', 'cpu', '--no-classifier')
+    done = run(
+        flow,
+        tmp_path / 'photos',
+        '--factors',
+        '3.0',
+        '--draws',
+        2,
+        '--shots',
+        2,
+        '--out',
+        tmp_path / 'out',
+        '--device',
+        'cpu',
+        '--no-classifier',
+    )
     assert done.exit_code == 0, done.output
     assert 'generated' in done.output and 'perfect' in done.output
-    assert sorted(path.name for path in (tmp_path / 'out').iterdir()) == ['judge.csv', 'judge.json', 'judge.png', 'judge.txt']
+    assert sorted(path.name for path in (tmp_path / 'out').iterdir()) == [
+        'judge.csv',
+        'judge.json',
+        'judge.png',
+        'judge.txt',
+    ]
     assert json.loads((tmp_path / 'out' / 'judge.json').read_text())['settings']['draws'] == 2
 
     simulate(tmp_path / 'photos', tmp_path / 'pairs', (3.0,))
@@ -232,8 +335,17 @@ def test_a_command_judges_photographs_pairs_and_sets(tmp_path):
     assert len(found.rows) == 4
     write_judgement(found, tmp_path / 'second', {}, 'realism')
     assert (tmp_path / 'second' / 'realism.png').exists()
-    for words in ((tmp_path / 'photos', tmp_path / 'photos'), (flow, tmp_path / 'absent'), (flow, tmp_path / 'photos', '--draws', 1),
-                  (flow, tmp_path / 'photos', '--factors', '3.0', '--shots', 1), (flow, tmp_path / 'photos', '--factors', '3.0', '--path', 'none'),
-                  (flow, tmp_path / 'pairs', '--factors', '2.5')):
+    for words in (
+        (tmp_path / 'photos', tmp_path / 'photos'),
+        (flow, tmp_path / 'absent'),
+        (flow, tmp_path / 'photos', '--draws', 1),
+        (flow, tmp_path / 'photos', '--factors', '3.0', '--shots', 1),
+        (flow, tmp_path / 'photos', '--factors', '3.0', '--path', 'none'),
+        (flow, tmp_path / 'pairs', '--factors', '2.5'),
+    ):
         done = run(*words, '--no-classifier', '--device', 'cpu')
-        assert isinstance(done.exception, InterflowError) and '\n' not in str(done.exception), (words, done.output, done.exception)
+        assert isinstance(done.exception, InterflowError) and '\n' not in str(done.exception), (
+            words,
+            done.output,
+            done.exception,
+        )

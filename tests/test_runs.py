@@ -5,17 +5,18 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 import torch
+from scenes import write_crops
 
-from interflow.checkpoints import load_model, save_model
+from interflow.checkpoints import fingerprint, load_model, save_model
 from interflow.core import InterflowError, make_generator, photographs, read_image, write_image
 from interflow.data import FACTOR_OF_LABEL, PairBatches, read_set, simulate
 from interflow.generation import blend_pixels, generate_scene
 from interflow.model import InterFlow, InterFlowConfig
 from interflow.sets import SetConfig, generate
-from scenes import write_crops
 
 TRAIN = ['--steps', '14', '--save-every', '2', '--patch', '32', '--batch-size', '2', '--device', 'cpu']
 
@@ -148,3 +149,30 @@ def test_a_saved_model_in_use_gives_the_same_images(model, pairs, tmp_path):
     hr = read_image(read_set(pairs)[0].hr)
     first, second = (next(generate_scene(m, hr, {}, (2.7,), 'sample', [make_generator(1)])) for m in (model, load_model(tmp_path / 'model')))
     assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize('steps', [(4, 2), (2, 4)])
+def test_a_start_from_a_model_of_other_size_is_one_line(steps):
+    "Whichever of the two has the weights that the other lacks; nothing is changed."
+    from interflow.training import start_from
+    model, init = (InterFlow(replace(InterFlowConfig.tiny(), steps=count)) for count in steps)
+    before = fingerprint(model)
+    with pytest.raises(InterflowError, match='init: its weights do not fit at flow') as fault:
+        start_from(model, init)
+    assert '\n' not in str(fault.value) and fingerprint(model) == before
+
+
+def test_a_layout_is_one_record(tmp_path, monkeypatch):
+    "A set that no reader knows is refused, with the layouts there are; one record more, and it is read."
+    from interflow.data import LAYOUTS, Layout, Scene, read_scenes
+    write_image(tmp_path / 'sharp/bee.png', torch.rand(3, 8, 8))
+    def read(folder):
+        return [Scene('bee', folder / 'sharp/bee.png', {3.: folder / 'soft/bee.png'})]
+    with pytest.raises(InterflowError, match='HR/ and x2.1/ ..., or 2/, 3/, 4/'):
+        read_set(tmp_path)
+    new = Layout('new', lambda folder: (folder / 'sharp').is_dir(), read, 'sharp/ and soft/')
+    monkeypatch.setattr('interflow.data.layouts.LAYOUTS', [*LAYOUTS, new])
+    assert read_set(tmp_path) == read_scenes(tmp_path) == read(tmp_path)
+    (tmp_path / 'empty').mkdir()
+    with pytest.raises(InterflowError, match='or sharp/ and soft/'):
+        read_set(tmp_path / 'empty')

@@ -4,13 +4,21 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from sr_reference import reference
 from torch.nn import functional as F
 
 from interflow.core import InterflowError, make_generator
 from interflow.sr import kpn, nlsn
 from interflow.sr.kpn import KPN, KPNConfig, collapse, double, filter_pixels, halve, pyramid
-from interflow.sr.nlsn import NLSN, NLSNConfig, bucket_count, full_attention, hash_codes, sparse_attention, unit_length
-from sr_reference import reference
+from interflow.sr.nlsn import (
+    NLSN,
+    NLSNConfig,
+    bucket_count,
+    full_attention,
+    hash_codes,
+    sparse_attention,
+    unit_length,
+)
 
 NETS = {'kpn': (kpn, KPN, KPNConfig), 'nlsn': (nlsn, NLSN, NLSNConfig)}
 SMALL = {'kpn': KPNConfig(channels=1, stem=5, blocks=2, hidden=6), 'nlsn': NLSNConfig(channels=8, reduction=2, blocks=4, every=2)}
@@ -180,7 +188,8 @@ def test_the_residual_of_kpn_is_one_in_every_middle_tap():
     other = tiny('kpn', global_residual=False).double()
     other.load_state_dict(net.state_dict())
     with torch.no_grad():
-        for branch in other.branches: branch[-1].bias[36:39] += 1
+        for branch in other.branches:
+            branch[-1].bias[36:39] += 1
         assert torch.allclose(net(image(1, 3, 14, 17, dtype=torch.float64)), other(image(1, 3, 14, 17, dtype=torch.float64)))
 
 
@@ -196,7 +205,8 @@ def shown(code, chunk):
     for number, position in enumerate(order):
         here = number // chunk
         for there in (here, here - 1, (here + 1) % len(chunks)):
-            for other in chunks[there]: counts[position, other] += 1
+            for other in chunks[there]:
+                counts[position, other] += 1
     return counts
 
 

@@ -4,6 +4,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from sr_reference import reference
 from torch import nn
 from torch.nn import functional as F
 
@@ -13,7 +14,6 @@ from interflow.sr.encoders import EncoderConfig, build_encoder
 from interflow.sr.liif import LIIF, LIIFConfig, neighbours, sample_queries
 from interflow.sr.metasr import MetaSR, MetaSRConfig
 from interflow.sr.parts import pixel_centres
-from sr_reference import reference
 
 KINDS = ('edsr_baseline', 'rdn')
 NETS = {'liif': (liif, LIIF, LIIFConfig), 'metasr': (metasr, MetaSR, MetaSRConfig)}
@@ -94,7 +94,8 @@ def naive_liif(net, lr, coord, cell):
             centre = torch.stack([y[((there[..., 0] + 1) * h / 2).long()], x[((there[..., 1] + 1) * w / 2).long()]], -1)
             offset = (coord - centre) * torch.tensor([h, w])
             hidden = net.first(torch.cat([pick, offset, cell * torch.tensor([h, w])], -1))
-            colours.append(net.rest(hidden)); areas.append(offset.prod(-1).abs() + 1e-9)
+            colours.append(net.rest(hidden))
+            areas.append(offset.prod(-1).abs() + 1e-9)
     shares = [area / sum(areas) for area in areas[::-1]]      # of the opposite rectangle
     out = sum(colour * share[..., None] for colour, share in zip(colours, shares))
     return out + (liif.resample(lr, coord) if net.config.global_residual else 0)
@@ -271,6 +272,27 @@ def test_encoders_do_not_know_where_they_are():
             whole, cut = encoder(lr)[..., 3:, 3:], encoder(lr[..., 3:, 3:])
         assert whole.shape[1] == 32
         assert torch.allclose(whole[..., reach:, reach:], cut[..., reach:, reach:], atol=1e-6) and not torch.allclose(whole, cut, atol=1e-6), kind
+
+
+@pytest.mark.parametrize('residual', [False, True])
+def test_what_both_share_is_asked_for_once(residual):
+    "A table and its colours make a network; the residual and the dtype come from `AnySize`."
+    class Constant(liif.AnySize):
+        def table(self, feature):
+            return feature
+
+        def colours(self, encoded, coord, cell):
+            assert encoded.table.shape == (1, 5, 7, 32) and cell.shape == coord.shape
+            return coord.new_full((*coord.shape[:2], 3), .25)
+
+    net, lr = Constant(replace(LIIFConfig.tiny(), global_residual=residual)), image(1, 3, 5, 7)
+    with torch.inference_mode():
+        sr, half = net(lr, (9, 8)), net.bfloat16()(lr.bfloat16(), (9, 8))
+    coord = pixel_centres(9, 8, lr).reshape(1, -1, 2)
+    wanted = .25 + residual * liif.resample(lr, coord).transpose(1, 2).unflatten(2, (9, 8))
+    assert torch.allclose(sr, wanted, atol=1e-6) and half.dtype == torch.bfloat16
+    with pytest.raises(NotImplementedError):
+        liif.AnySize(LIIFConfig.tiny())(lr)
 
 
 # ---------------------------------------------------------------- samples to train on

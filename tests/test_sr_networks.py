@@ -7,12 +7,22 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors.torch import save_file
+from sr_reference import reference
 
 from interflow.core import InterflowError, make_generator, read_json, write_json
-from interflow.sr.networks import (VARIANTS, arbitrary, build, load_network, name_of, network_config, open_network, resize, save_network,
-                                   shrink)
+from interflow.sr.networks import (
+    VARIANTS,
+    arbitrary,
+    build,
+    load_network,
+    name_of,
+    network_config,
+    open_network,
+    resize,
+    save_network,
+    shrink,
+)
 from interflow.sr.rcan import RCANConfig
-from sr_reference import reference
 
 SMALL = RCANConfig(channels=8, groups=2, blocks=2, reduction=2, global_residual=True)
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from sr_reference import reference
 from torch import nn
 from torch.nn import functional as F
 
@@ -13,7 +14,6 @@ from interflow.sr import han, parts, rcan, vdsr
 from interflow.sr.han import HAN, HANConfig
 from interflow.sr.rcan import RCAN, RCANConfig
 from interflow.sr.vdsr import VDSR, VDSRConfig
-from sr_reference import reference
 
 NETS = {'vdsr': (VDSR, VDSRConfig, vdsr.from_published, 1), 'rcan': (RCAN, RCANConfig, rcan.from_published, 4),
         'han': (HAN, HANConfig, han.from_published, 4)}      # the last: the smallest side
@@ -194,6 +194,36 @@ def test_han_without_gamma_uses_both_its_branches_plainly():
     outputs = net.trunk(features[:, 0])
     assert torch.equal(outputs[:, 0], net.last(outputs[:, 1])), 'the newest first'
     assert torch.equal(outputs[:, 2], net.groups[0](features[:, 0]))
+
+
+# ---------------------------------------------------------------- the ends that RCAN, HAN and NLSN share
+
+def test_fresh_weights_are_drawn_from_the_input_to_the_output():
+    "The order of the draws decides a fresh network: head, trunk, up-sampler, tail."
+    config = replace(RCANConfig.tiny(), groups=1, blocks=1)
+    torch.manual_seed(0)
+    net = RCAN(config)
+    torch.manual_seed(0)
+    alone = [parts.conv(48, 32), rcan.Group(32, 4, 1), parts.conv(32, 32), parts.Upsampler(32), parts.conv(32, 3)]
+    together = [net.head, net.groups[0], net.last, net.up, net.tail]
+    for one, other in zip(together, alone, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+
+
+def test_the_ends_are_the_same_whatever_the_trunk():
+    class Scaled(rcan.FoldedNetwork):
+        def deep(self, shallow):
+            return 2 * shallow
+
+    torch.manual_seed(0)
+    net, lr = Scaled(replace(RCANConfig.tiny(), global_residual=False)), image(9, 14)
+    padded = torch.cat([lr, lr[..., [8, 7, 6], :]], -2)
+    padded = torch.cat([padded, padded[..., [13, 12]]], -1) - net.mean_in.shift.abs()[:, None, None]
+    out = net.tail(net.up(3 * net.head(F.pixel_unshuffle(padded, 4)))) + net.mean_out.shift[:, None, None]
+    assert torch.allclose(net(lr), out[..., :9, :14], atol=1e-6)
+    assert '(3, 8, 8)' in fault_of(net, torch.zeros(3, 8, 8))
+    with pytest.raises(NotImplementedError):
+        rcan.FoldedNetwork(RCANConfig.tiny())(lr)
 
 
 # ---------------------------------------------------------------- the pieces

@@ -4,14 +4,23 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from sr_reference import DERIVED, reference
 from torch import nn
 from torch.nn import functional as F
 
 from interflow.core import InterflowError, make_generator
-from interflow.sr import swinir
-from interflow.sr.swinir import (SwinBlock, SwinIR, SwinIRConfig, WindowAttention, from_published, from_windows,
-                                 reflect_to_multiple, to_windows, window_mask)
-from sr_reference import DERIVED, reference
+from interflow.sr import swinir, windows
+from interflow.sr.swinir import (
+    SwinBlock,
+    SwinIR,
+    SwinIRConfig,
+    WindowAttention,
+    from_published,
+    from_windows,
+    reflect_to_multiple,
+    to_windows,
+    window_mask,
+)
 
 LABEL = 'published SwinIR weights: '
 
@@ -127,13 +136,13 @@ def test_nothing_crosses_the_border_and_shifting_reaches_four_windows():
 
 
 def test_what_follows_from_the_size_is_computed_once():
-    swinir._apart.cache_clear()
+    windows._apart.cache_clear()
     net = tiny()
     with torch.inference_mode():
         net(image(1, 3, 32, 64))
-    before = swinir._apart.cache_info()
+    before = windows._apart.cache_info()
     net(image(2, 3, 32, 64)).mean().backward()        # made in inference mode, then used in training
-    after = swinir._apart.cache_info()
+    after = windows._apart.cache_info()
     assert before.misses == after.misses == 1 and after.hits == before.hits + 1
 
 
@@ -217,7 +226,7 @@ def test_float64_and_autocast():
 
 
 def test_export_gives_the_same():
-    swinir._apart.cache_clear()                                                # what is kept must not be of the tracer's kind
+    windows._apart.cache_clear()                                                # what is kept must not be of the tracer's kind
     net, lr = tiny(), image(1, 3, 64, 40)
     exported = torch.export.export(net, (lr,)).module()
     with torch.inference_mode():

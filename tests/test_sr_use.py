@@ -1,8 +1,7 @@
-"""Networks in use: pictures of one's own, files for other programs, the command line; and every fault in one line."""
+"""Networks in use: your own pictures, files for other programs, the command line; clear faults."""
 import io
 import logging
 import sys
-import warnings
 
 import pytest
 import torch
@@ -18,7 +17,9 @@ from interflow.sr.use import export_network, upscale, upscale_image
 
 
 def picture(height=30, width=38, seed=0):
-    return torch.nn.functional.interpolate(torch.rand(1, 3, 8, 10, generator=make_generator(seed, 'picture')), size=(height, width), mode='bicubic')[0].clamp(0, 1)
+    return torch.nn.functional.interpolate(torch.rand(1, 3, 8, 10,
+                                                      generator=make_generator(seed, 'picture')),
+                                           size=(height, width), mode='bicubic')[0].clamp(0, 1)
 
 
 @pytest.mark.parametrize('name', VARIANTS)
@@ -27,8 +28,10 @@ def test_pictures_become_larger_by_the_factor(name):
     large = upscale_image(net, picture(), 2.5)
     assert large.shape == (3, 75, 95) and torch.equal(large, (large * 255).round() / 255)
     with torch.inference_mode():
-        expected = net(picture()[None], size=(75, 95)) if arbitrary(net) else net(resize(picture(), (75, 95))[None])
-    assert (large - expected[0].clamp(0, 1)).abs().max() < .51 / 255, 'constant size: enlarged bicubically first; arbitrary: as it is'
+        expected = (net(picture()[None], size=(75, 95)) if arbitrary(net)
+                    else net(resize(picture(), (75, 95))[None]))
+    difference = (large - expected[0].clamp(0, 1)).abs().max()
+    assert difference < .51 / 255, 'constant size: enlarged bicubically first; arbitrary: as it is'
 
 
 def test_folders_files_and_pictures_held_on_their_side(tmp_path):
@@ -39,10 +42,14 @@ def test_folders_files_and_pictures_held_on_their_side(tmp_path):
     exif = side.getexif()
     exif[274] = 6
     side.save(tmp_path / 'side.jpg', exif=exif)
-    assert [path.name for path in upscale(net, tmp_path / 'in', tmp_path / 'out', 2., device='cpu')] == ['0.png', '1.png']
+    assert [path.name
+            for path in upscale(net, tmp_path / 'in', tmp_path / 'out', 2.,
+                                device='cpu')] == ['0.png', '1.png']
     (written,) = upscale(net, tmp_path / 'side.jpg', tmp_path / 'out', 2., device='cpu')
-    assert read_image(written).shape == (3, 76, 60) and read_image(tmp_path / 'out/0.png').shape == (3, 60, 76)
-    whole, tiled, mean = (upscale_image(net, picture(60, 70), 2., tile, ensemble) for tile, ensemble in ((0, False), (80, False), (0, True)))
+    assert read_image(written).shape == (3, 76, 60)
+    assert read_image(tmp_path / 'out/0.png').shape == (3, 60, 76)
+    whole, tiled, mean = (upscale_image(net, picture(60, 70), 2., tile, ensemble) for tile,
+                          ensemble in ((0, False), (80, False), (0, True)))
     assert (whole - tiled).abs().max() < 1.5 / 255 and mean.shape == whole.shape
 
 
@@ -62,7 +69,8 @@ def test_exported_networks_answer_alike(name, tmp_path):
     with torch.no_grad():
         wanted = net(lr, size=(72, 96)) if arbitrary(net) else net(lr)
         assert (torch.export.load(tmp_path / 'net.pt2').module()(lr) - wanted).abs().max() < 1e-4
-    (answer,) = onnxruntime.InferenceSession((tmp_path / 'net.onnx').read_bytes()).run(['sr'], {'lr': lr.numpy()})
+    session = onnxruntime.InferenceSession((tmp_path / 'net.onnx').read_bytes())
+    (answer,) = session.run(['sr'], {'lr': lr.numpy()})
     assert (torch.from_numpy(answer) - wanted).abs().max() < 1e-4
 
 
@@ -71,8 +79,10 @@ def test_exports_that_cannot_be_are_refused(tmp_path, monkeypatch):
     class Drifting(type(net)):
         def forward(self, lr): return super().forward(lr) + torch.rand(())
     drifting = Drifting(net.config)
-    wrong = {'suffix': lambda: export_network(net, tmp_path / 'net.pth'), 'small': lambda: export_network(net, tmp_path / 'net.pt2', 3, 64),
-             'size': lambda: export_network(net, tmp_path / 'net.pt2', 24, 24, (48, 48)), 'drift': lambda: export_network(drifting, tmp_path / 'net.pt2', 24, 24)}
+    wrong = {'suffix': lambda: export_network(net, tmp_path / 'net.pth'),
+             'small': lambda: export_network(net, tmp_path / 'net.pt2', 3, 64),
+             'size': lambda: export_network(net, tmp_path / 'net.pt2', 24, 24, (48, 48)),
+             'drift': lambda: export_network(drifting, tmp_path / 'net.pt2', 24, 24)}
     monkeypatch.setitem(sys.modules, 'onnxruntime', None)
     wrong['package'] = lambda: export_network(net, tmp_path / 'net.onnx', 24, 24)
     for name, action in wrong.items():
@@ -106,49 +116,61 @@ def say(monkeypatch, capsys, folder, command):
         main()
         sys.exit(0)
     said = capsys.readouterr()
-    return ended.value.code, said.out, [line for line in said.err.replace('\r', '\n').splitlines() if line.strip('\x1b[A ') and '%|' not in line]
+    return ended.value.code, said.out, [line for line in said.err.replace('\r', '\n').splitlines()
+                                        if line.strip('\x1b[A ') and '%|' not in line]
 
 
 def test_train_evaluate_upscale_export(place, monkeypatch, capsys):
     quick = '--steps 2 --batch-size 2 --device cpu'
-    for command, found in {
-            f'train-sr pairs on_flow --network liif_edsr_baseline --flow flow --flow-path linear --flow-factors 2.5:3.5 --weights 0,1 --patch 12 {quick}': 'on_flow/model/trained.json',
-            f'train-sr pairs mixed --network vdsr --flow flow --weights 1,2 --flow-factors 2.5,3.0 --patch 32 {quick}': 'mixed/model/model.safetensors',
-            'evaluate rcan on_flow/model pairs --rival rcan --measures psnr_rgb --csv rows.csv --crops crops.png --tile 200 --ensemble --factors 3.75 --device cpu': 'crops.png',
-            'upscale on_flow/model photos large --factor 3 --device cpu': 'large/p1.png', 'export rcan rcan.pt2 --height 24 --width 24': 'rcan.pt2'}.items():
+    commands = {
+        'train-sr pairs on_flow --network liif_edsr_baseline --flow flow --flow-path linear '
+        f'--flow-factors 2.5:3.5 --weights 0,1 --patch 12 {quick}': 'on_flow/model/trained.json',
+        'train-sr pairs mixed --network vdsr --flow flow --weights 1,2 --flow-factors 2.5,3.0 '
+        f'--patch 32 {quick}': 'mixed/model/model.safetensors',
+        'evaluate rcan on_flow/model pairs --rival rcan --measures psnr_rgb --csv rows.csv '
+        '--crops crops.png --tile 200 --ensemble --factors 3.75 --device cpu': 'crops.png',
+        'upscale on_flow/model photos large --factor 3 --device cpu': 'large/p1.png',
+        'export rcan rcan.pt2 --height 24 --width 24': 'rcan.pt2'}
+    for command, found in commands.items():
         code, said, errors = say(monkeypatch, capsys, place, command)
         assert code == 0, errors
         assert (place / found).exists() and said
-    assert load_network(place / 'on_flow/model').factors == (2.5, 3.5) and load_network(place / 'mixed/model').factors == (2.1, 2.5, 3., 3.75)
+    assert load_network(place / 'on_flow/model').factors == (2.5, 3.5)
+    assert load_network(place / 'mixed/model').factors == (2.1, 2.5, 3., 3.75)
     assert read_image(place / 'large/p0.png').shape == (3, 192, 240)
-    assert (place / 'rows.csv').read_text().splitlines()[0] == 'network,factor,scene,psnr_y,ssim_y,psnr_rgb'
+    head = (place / 'rows.csv').read_text().splitlines()[0]
+    assert head == 'network,factor,scene,psnr_y,ssim_y,psnr_rgb'
     assert Image.open(io.BytesIO((place / 'crops.png').read_bytes())).width > 300
 
 
-FAULTS = {
-    'network': ('train-sr pairs out --network srcnn', ['srcnn', 'unknown', 'swinir']),
-    'preset': ('train-sr pairs out --preset huge', ['huge', 'tiny']),
-    'weights': ('train-sr pairs out --weights 1,2', ['1,2', 'give 1']),
-    'no source': ('train-sr pairs out --weights 0', ['sources', 'at least one']),
-    'flow': ('train-sr pairs out --flow rcan', ['config.json', 'InterFlow']),
-    'flow path': ('train-sr pairs out --flow flow --flow-path winding', ['winding', 'transport']),
-    'flow factor': ('train-sr pairs out --flow flow --flow-factors 2.0:3.0', ['factor 2', '2.1 to 3.75']),
-    'patch for the factor': ('train-sr pairs out --network metasr_rdn --patch 40', ['smaller than the patch of 150']),
-    'a pair missing': ('train-sr lacking out', ['x2.1', 'p0.png', 'missing']),
-    'evaluate a pair missing': ('evaluate rcan lacking --csv out', ['x2.1', 'p0.png', 'missing']),
-    'evaluate a flow': ('evaluate flow pairs --csv out', ['config.json', 'InterFlow', 'train-sr']),
-    'evaluate another factor': ('evaluate rcan pairs --factors 3 --csv out', ['no LR image at factor 3']),
-    'measure': ('evaluate rcan pairs --measures beauty --csv out', ['beauty', 'psnr_rgb']),
-    'rival': ('evaluate rcan pairs --rival vdsr --csv out', ['vdsr', 'rcan', 'bicubic']),
-    'weights of another': ('upscale swinir:vdsr.pth photos out', ['SwinIR', 'weights']),
-    'no weights': ('upscale vdsr:absent.pth photos out', ['absent.pth', 'no such file']),
-    'factor': ('upscale rcan photos out --factor 6', ['factor 6', '2.1 to 3.75']),
-    'factor below one': ('upscale rcan photos out --factor 0.5', ['0.5', 'above 1']),
-    'a picture too small': ('upscale rcan dots out --factor 2', ['dot.png', '4 pixels']),
-    'no picture': ('upscale rcan texts out', ['a.png', 'not a readable image']),
-    'export': ('export rcan net.pth', ['net.pth', '.onnx']),
-    'export a flow': ('export flow out.pt2', ['config.json', 'InterFlow']),
-}
+FAULTS = {'network': ('train-sr pairs out --network srcnn', ['srcnn', 'unknown', 'swinir']),
+          'preset': ('train-sr pairs out --preset huge', ['huge', 'tiny']),
+          'weights': ('train-sr pairs out --weights 1,2', ['1,2', 'give 1']),
+          'no source': ('train-sr pairs out --weights 0', ['sources', 'at least one']),
+          'flow': ('train-sr pairs out --flow rcan', ['config.json', 'InterFlow']),
+          'flow path': ('train-sr pairs out --flow flow --flow-path winding',
+                        ['winding', 'transport']),
+          'flow factor': ('train-sr pairs out --flow flow --flow-factors 2.0:3.0',
+                          ['factor 2', '2.1 to 3.75']),
+          'patch for the factor': ('train-sr pairs out --network metasr_rdn --patch 40',
+                                   ['smaller than the patch of 150']),
+          'a pair missing': ('train-sr lacking out', ['x2.1', 'p0.png', 'missing']),
+          'evaluate a pair missing': ('evaluate rcan lacking --csv out',
+                                      ['x2.1', 'p0.png', 'missing']),
+          'evaluate a flow': ('evaluate flow pairs --csv out',
+                              ['config.json', 'InterFlow', 'train-sr']),
+          'evaluate another factor': ('evaluate rcan pairs --factors 3 --csv out',
+                                      ['no LR image at factor 3']),
+          'measure': ('evaluate rcan pairs --measures beauty --csv out', ['beauty', 'psnr_rgb']),
+          'rival': ('evaluate rcan pairs --rival vdsr --csv out', ['vdsr', 'rcan', 'bicubic']),
+          'weights of another': ('upscale swinir:vdsr.pth photos out', ['SwinIR', 'weights']),
+          'no weights': ('upscale vdsr:absent.pth photos out', ['absent.pth', 'no such file']),
+          'factor': ('upscale rcan photos out --factor 6', ['factor 6', '2.1 to 3.75']),
+          'factor below one': ('upscale rcan photos out --factor 0.5', ['0.5', 'above 1']),
+          'a picture too small': ('upscale rcan dots out --factor 2', ['dot.png', '4 pixels']),
+          'no picture': ('upscale rcan texts out', ['a.png', 'not a readable image']),
+          'export': ('export rcan net.pth', ['net.pth', '.onnx']),
+          'export a flow': ('export flow out.pt2', ['config.json', 'InterFlow']),}
 
 
 @pytest.mark.parametrize('command, words', FAULTS.values(), ids=FAULTS)
@@ -161,7 +183,9 @@ def test_a_fault_is_one_line(place, monkeypatch, capsys, command, words):
         (place / 'texts/a.png').write_text('no picture')
         simulate(place / 'photos', place / 'lacking', (2.1, 3.75))
         (place / 'lacking/x2.1/p0.png').unlink()
-    code, _, errors = say(monkeypatch, capsys, place, command + (' --device cpu' if not command.startswith('export') else ''))
+    code, _, errors = say(monkeypatch, capsys, place, command
+                          + (' --device cpu' if not command.startswith('export') else ''))
     assert code == 2 and len(errors) == 1, errors
     assert not [word for word in words if word not in errors[0]], errors[0]
-    assert not [name for name in ('out', 'net.pth', 'out.pt2') if (place / name).exists()], 'nothing was written'
+    assert not [name for name in ('out', 'net.pth', 'out.pt2')
+                if (place / name).exists()], 'nothing was written'

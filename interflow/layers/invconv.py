@@ -6,21 +6,34 @@
 __all__ = ['triangles', 'lu_inverse', 'InvConv']
 
 # %% ../../nbs/2_flow/04_layers.invconv.ipynb #5f966324
+from typing import Any
+
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
-from .bijection import Bijection
+from .bijection import Bijection, Mixing
 
 # %% ../../nbs/2_flow/04_layers.invconv.ipynb #121f78e7
-def triangles(lower, upper, log_s, sign_s):
-    "L (unit lower) and U with its diagonal, (..., C, C); entries outside the triangles are masked, whatever the optimiser does to them."
+def triangles(
+    lower: Tensor,                 # (..., C, C)
+    upper: Tensor,                 # (..., C, C)
+    log_s: Tensor,                 # (..., C)
+    sign_s: Tensor,                # (..., C), 1 or -1
+) -> tuple[Tensor, Tensor]:        # (..., C, C) each
+    """L (unit lower) and U with its diagonal.
+
+    Entries outside the triangles are masked, whatever the optimiser does to them.
+    """
     identity = torch.eye(lower.shape[-1], dtype=lower.dtype, device=lower.device)
     return lower.tril(-1) + identity, upper.triu(1) + torch.diag_embed(sign_s * log_s.exp())
 
 
-def lu_inverse(permutation, lower, upper):
-    "(P L U)^-1 by two triangular solves: cheaper and more exact than a general inverse; (..., C, C)."
+def lu_inverse(permutation: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
+    """(P L U)^-1, of `permutation`, `lower` and `upper` (..., C, C), by two triangular solves.
+
+    Cheaper and more exact than a general inverse.
+    """
     half = torch.linalg.solve_triangular(lower, permutation.mT, upper=False, unitriangular=True)
     return torch.linalg.solve_triangular(upper, half, upper=True)
 
@@ -28,36 +41,49 @@ def lu_inverse(permutation, lower, upper):
 class InvConv(Bijection):
     """Invertible 1x1 convolution in LU form; initially a random orthogonal matrix.
 
-    `x` (B, C, H, W) -> `(W x, H*W*sum(log_s))`. `generator` fixes the initial matrix. Source: Glow (2018), section 3.2, eq. 10-11.
+    `x` (B, C, H, W) -> `(W x, H*W*sum(log_s))`. Source: Glow (2018), section 3.2, eq. 10-11.
     """
 
-    def __init__(self, channels, generator=None):
+    permutation: Tensor
+    sign_s: Tensor
+
+    def __init__(self, channels: int, generator: torch.Generator | None = None):      # channels C
         super().__init__()
-        orthogonal = torch.linalg.qr(torch.randn(channels, channels, generator=generator, dtype=torch.float64))[0]
-        permutation, lower, upper = torch.linalg.lu(orthogonal)
-        diagonal = upper.diagonal()
+        noise = torch.randn(channels, channels, generator=generator, dtype=torch.float64)
+        permutation, lower, upper = torch.linalg.lu(torch.linalg.qr(noise)[0])
         self.register_buffer('permutation', permutation.float())
-        self.register_buffer('sign_s', diagonal.sign().float())
-        self.log_s = nn.Parameter(diagonal.abs().log().float())
+        self.register_buffer('sign_s', upper.diagonal().sign().float())
+        self.log_s = nn.Parameter(upper.diagonal().abs().log().float())
         self.lower = nn.Parameter(lower.tril(-1).float())
         self.upper = nn.Parameter(upper.triu(1).float())
 
-    def weight(self):
+    def weight(self) -> Tensor:
         "W, (C, C)."
         lower, upper = triangles(self.lower, self.upper, self.log_s, self.sign_s)
         return self.permutation @ lower @ upper
 
-    def inverse_weight(self):
+    def inverse_weight(self) -> Tensor:
         "W^-1, (C, C)."
-        return lu_inverse(self.permutation, *triangles(self.lower, self.upper, self.log_s, self.sign_s))
+        lower, upper = triangles(self.lower, self.upper, self.log_s, self.sign_s)
+        return lu_inverse(self.permutation, lower, upper)
 
-    def forward(self, x, cond=None):
-        "Data to latent."
+    def forward(self, x: Tensor, cond: Any = None) -> tuple[Tensor, Tensor]:
+        "Data to latent; `cond` is not used."
         return F.conv2d(x, self.weight()[:, :, None, None]), self._log_det(x)
 
-    def inverse(self, z, cond=None):
-        "Latent to data."
+    def inverse(self, z: Tensor, cond: Any = None) -> tuple[Tensor, Tensor]:
+        "Latent to data, of `z` (B, C, H, W); `cond` is not used."
         return F.conv2d(z, self.inverse_weight()[:, :, None, None]), -self._log_det(z)
 
     def _log_det(self, x):
         return (x[0, 0].numel() * self.log_s.sum()).expand(len(x))
+
+    @staticmethod
+    def fold(convs: list) -> tuple[Mixing, Tensor]:
+        "The matrices of `convs`, and the sum of their log-determinants for one position."
+        permutation, lower, upper, log_s, sign_s = (
+            torch.stack([getattr(conv, name) for conv in convs])
+            for name in ('permutation', 'lower', 'upper', 'log_s', 'sign_s'))
+        lower, upper = triangles(lower, upper, log_s, sign_s)
+        zero, inverse = torch.zeros_like(log_s), lu_inverse(permutation, lower, upper)
+        return Mixing(permutation @ lower @ upper, zero, inverse, zero), log_s.sum()

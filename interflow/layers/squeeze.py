@@ -6,22 +6,29 @@
 __all__ = ['Squeeze']
 
 # %% ../../nbs/2_flow/02_layers.squeeze.ipynb #3ba5a8bb
-import torch
+from typing import Any
+
 import torch.nn.functional as F
+from torch import Tensor
 
 from ..core import InterflowError
 from .bijection import Bijection
 
 # %% ../../nbs/2_flow/02_layers.squeeze.ipynb #15bf70c0
 class Squeeze(Bijection):
-    "(B, C, H, W) -> (B, 4C, H/2, W/2) by `pixel_unshuffle`; raises `InterflowError` for odd height or width."
+    """`x` (B, C, H, W) -> `z` (B, 4C, H/2, W/2) by `pixel_unshuffle`.
 
-    def forward(self, x, cond=None):
-        "Data to latent; log-det 0."
+    Raises `InterflowError` for odd height or width. It has no parameters and is not folded: the
+    fast form applies the layer itself.
+    """
+
+    def forward(self, x: Tensor, cond: Any = None) -> tuple[Tensor, Tensor]:
+        "Data to latent; log-det 0; `cond` is not used."
         if x.shape[-2] % 2 or x.shape[-1] % 2:
-            raise InterflowError(f'squeeze: {x.shape[-2]}x{x.shape[-1]} is not even; pad the image to multiples of 4 first (pad_to_multiple)')
+            raise InterflowError(f'squeeze: {x.shape[-2]}x{x.shape[-1]} is not even; '
+                                 'pad the image to multiples of 4 first (pad_to_multiple)')
         return F.pixel_unshuffle(x, 2), x.new_zeros(len(x))
 
-    def inverse(self, z, cond=None):
-        "Latent to data; log-det 0."
+    def inverse(self, z: Tensor, cond: Any = None) -> tuple[Tensor, Tensor]:
+        "Latent to data; log-det 0; `cond` is not used."
         return F.pixel_shuffle(z, 2), z.new_zeros(len(z))

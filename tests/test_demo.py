@@ -1,0 +1,120 @@
+"""The demo: one seed decides all, jobs side by side, honest measures, and a page with all of it."""
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import interflow.demo
+from interflow.core import InterflowError, data_folder, make_generator, write_json
+from interflow.data import Scene
+from interflow.demo import (
+    DemoConfig,
+    Found,
+    known,
+    run_demo,
+    side_by_side,
+    smoke_config,
+    story,
+    table_html,
+    write_report,
+)
+from interflow.demo.plan import shipped_flow
+from interflow.demo.quality import GENERATORS, MEASURES, generation_means, judge_stack
+from interflow.demo.report import busiest, smooth
+from interflow.model import InterFlowConfig
+from interflow.sr.scores import read_rows
+
+STORED = data_folder().parent / 'benchmarks' / 'demo'
+
+
+def test_the_door_has_every_name():
+    "What was in one module is still found where callers look for it."
+    names = '''GENERATORS MEASURES SHOTS COLOURS STYLES PANELS PAGE DemoConfig smoke_config
+        shipped_flow story chosen_photographs make_data known make_sources train_networks
+        side_by_side keep_shots make_images judge_generation strip_figure mosaic_figure busiest
+        mean_of quality_figure smooth loss_figure save_figure table_html generation_means
+        Clock run_demo draw write_report'''
+    assert not [name for name in names.split() if not hasattr(interflow.demo, name)]
+
+
+def test_one_seed_decides_all():
+    for config in (DemoConfig(seed=5), replace(smoke_config(), seed=5)):
+        assert config.flow.seed == config.tuning.seed == config.sr.seed == 5
+    assert DemoConfig(trained=(2.1, 3.75)).model.factors == (2.1, 3.75)
+
+
+def test_the_flow_to_start_from_must_fit():
+    with pytest.raises(InterflowError, match='--from-scratch') as fault:
+        shipped_flow(DemoConfig(model=replace(InterFlowConfig.tiny(), hidden=32)))
+    assert '\n' not in str(fault.value)
+    assert shipped_flow(DemoConfig(from_scratch=True)) is None
+    assert 'from nothing' in story(DemoConfig(from_scratch=True))
+
+
+def test_a_folder_belongs_to_one_demo(tmp_path):
+    # settings are compared before anything is done
+    run = replace(smoke_config(), from_scratch=True)
+    write_json(tmp_path / 'settings.json', {'seed': 1})
+    with pytest.raises(InterflowError, match='holds a run with'):
+        run_demo(tmp_path, run, 'cpu')
+    assert [path.name for path in tmp_path.iterdir()] == ['settings.json']
+
+
+def test_only_photographed_factors_are_known():
+    scene = Scene('a', Path('a.png'), {factor: Path(f'{factor}.png') for factor in (2., 2.5, 4.)})
+    (seen,) = known([scene], (2., 4.))
+    assert list(seen.lr) == [2., 4.] and len(scene.lr) == 3
+
+
+def test_jobs_run_side_by_side_and_a_lost_one_stops_nobody(tmp_path):
+    before = dict(os.environ)
+    side_by_side(os.mkdir, [(tmp_path / name,) for name in ('a', 'a', 'b')], 2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['a', 'b']
+    assert dict(os.environ) == before
+    side_by_side(os.mkdir, [(tmp_path / 'c',)], 1)
+    assert not (tmp_path / 'c').exists(), 'one process: the caller does it'
+
+
+def test_other_shots_are_perfect_and_faults_are_seen():
+    hr = torch.nn.functional.interpolate(torch.rand(1, 3, 24, 24, generator=make_generator(0)),
+                                         scale_factor=8, mode='bicubic')[0]
+    noise = .03 * torch.randn(10, 3, 192, 192, generator=make_generator(1))
+    true, other = (hr + noise).split(5)
+    perfect, clean, blurred = (judge_stack(made, true, hr) for made in (
+        other, hr + .5 * (other - hr), torch.nn.functional.avg_pool2d(other, 3, 1, 1)))
+    assert tuple(perfect) == MEASURES
+    assert abs(perfect['ratio'] - 1) < .03
+    assert abs(perfect['sharpness'] - 1) < .02
+    assert perfect['spectrum'] < .3
+    assert abs(clean['ratio'] - .25) < .01
+    assert abs(clean['spectrum'] - 6) < .3
+    assert clean['mean_psnr'] > perfect['mean_psnr']
+    assert blurred['sharpness'] < perfect['sharpness'] - .02 and blurred['spectrum'] > 3
+
+
+def test_running_means_and_the_busiest_crop():
+    assert smooth([1., 3., 5., 7.], 2) == [1., 2., 4., 6.]
+    image = torch.full((3, 90, 120), .5)
+    image[:, 70:80, 20:30] = torch.rand(3, 10, 10, generator=make_generator(2))
+    top, left = busiest(image, 30)
+    assert top <= 70
+    assert top + 30 >= 80
+    assert left <= 20
+    assert left + 30 >= 30
+    assert top % 15 == left % 15 == 0
+
+
+def test_the_page_holds_all_and_escapes_what_it_is_told(tmp_path):
+    rows = [{'scene': 's', 'factor': factor, 'path': path, **dict.fromkeys(MEASURES, factor)}
+            for factor in (2.5, 3.) for path in GENERATORS]
+    (tmp_path / 'settings.json').write_text('{"camera": "<b>"}')
+    found = Found(None, [1, 2], [3], [], [], {}, {}, rows, read_rows(STORED / 'sr.csv'))
+    write_report(tmp_path, DemoConfig(), found, {'generate': 7.5})
+    page = (tmp_path / 'report.html').read_text()
+    assert '&lt;b&gt;' in page and '<b>' not in page
+    assert all(words in page for words in ('generate 7.5', '2 scenes', '1 other scenes'))
+    assert [row['sharpness / true'] for row in generation_means(rows)] == [2.5] * 4 + [3.] * 4
+    assert table_html([{'a': '<i>', 'b': .5}],
+                      ['b']) == '<table><tr><th>b</th></tr><tr><td>0.500</td></tr></table>'
