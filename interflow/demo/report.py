@@ -71,7 +71,8 @@ def busiest(
 ) -> tuple[int, int]:       # its top and left
     "The crop with the most contrast among those on a grid of half its size."
     detail = image.mean(0, keepdim=True)[None]
-    detail = (detail - nn.functional.avg_pool2d(detail, 5, 1, 2)).square()
+    near = nn.functional.avg_pool2d(detail, 5, 1, 2, count_include_pad=False)      # no dark border
+    detail = (detail - near).square()
     scores = nn.functional.avg_pool2d(detail, size, size // 2)[0, 0]
     row, column = divmod(int(scores.argmax()), scores.shape[1])
     return row * size // 2, column * size // 2
