@@ -99,7 +99,7 @@ def log_densities(
 def log_posterior(
     log_probs: Tensor,          # (N, G), log densities
     grid: Tensor,               # (G,), ascending factors
-    temperature: float,
+    temperature: float,         # that the log densities are divided by, above 0
 ) -> Tensor:                    # (N, G)
     "log of the probability density over `grid`; its integral by trapezoids is 1."
     weights = torch.gradient(grid, edge_order=1)[0].clone()
@@ -140,7 +140,7 @@ class FactorEstimate(NamedTuple):
 def summarise_posterior(
     log_probs: Tensor,          # (B, G), log densities
     grid: Tensor,               # (G,), ascending factors
-    temperature: float,
+    temperature: float,         # that the log densities are divided by, above 0
     level: float = .95,         # share that the interval holds, in (0, 1)
 ) -> FactorEstimate:
     "Median, and shortest interval on the grid that holds the share `level`."
@@ -162,7 +162,7 @@ def summarise_posterior(
 def factor_grid(
     prior: GaussianPrior,
     beyond: float = 0.,         # so many factors on either side of the trained range, at least 0
-    count: int = 331,
+    count: int = 331,           # of factors, at least 2
 ) -> Tensor:                    # (count,), float64
     "Factors over the trained range. Raises `InterflowError` with one trained factor."
     if len(prior.factors) < 2:

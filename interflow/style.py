@@ -65,7 +65,7 @@ def style() -> Iterator[None]:
 
 # %% ../nbs/5_seeing/01_style.ipynb #fb5e800a
 def factor_colours(
-    factors: Sequence[float],
+    factors: Sequence[float],       # at least one
 ) -> list[tuple[float, ...]]:       # RGBA
     "A colour for each factor, by its place between the least and the greatest, dark to light."
     from matplotlib import colormaps  # here, since the package imports without matplotlib
@@ -75,10 +75,10 @@ def factor_colours(
 
 # %% ../nbs/5_seeing/01_style.ipynb #722f5ac5
 def panels(
-    columns: int,
+    columns: int,           # of panels
     width: float,           # inches, of each panel
-    height: float,
-    rows: int = 1,
+    height: float,          # inches
+    rows: int = 1,          # of panels
 ) -> tuple[Any, Any]:       # a matplotlib `Figure`, an array of its axes (rows, columns)
     "A figure of panels that pyplot has let go, so that nobody need close it."
     import matplotlib.pyplot as plt  # here, since the package imports without matplotlib
@@ -90,7 +90,7 @@ def panels(
 
 def compact(
     figure: Any,            # of matplotlib
-    colours: int = 96,
+    colours: int = 96,      # in the palette
     photo: bool = False,    # keep shades; without it the colours of lines are kept
 ) -> bytes:
     "The figure as a PNG file with a palette: a third of the bytes."

@@ -172,7 +172,7 @@ def watched() -> bool:
 
 
 def explore(studio: Studio | None = None) -> Explorer | None:
-    """An `Explorer`, with the script that its page needs; the last line of a cell.
+    """An `Explorer` of a `studio`, with the script that its page needs; the last line of a cell.
 
     Where nobody looks it is not made, and one line says so. Raises `InterflowError` without
     ipywidgets.

@@ -33,7 +33,7 @@ class Axis:
 
     def share(
         self,
-        values: float | Sequence[float] | np.ndarray,
+        values: float | Sequence[float] | np.ndarray,     # on the axis
     ) -> np.ndarray:            # the same shape, clipped to [-0.02, 1.02]
         "How far along the axis each value lies: 0 at `low`, 1 at `high`."
         values, ends = np.asarray(values, dtype=float), np.array([self.low, self.high])
@@ -43,7 +43,7 @@ class Axis:
 
 
 def nice_axis(
-    label: str,
+    label: str,                 # beside the axis
     top: float,                 # may be NaN
 ) -> Axis:
     "An axis from 0 to a round number not below `top`."
@@ -116,7 +116,7 @@ def _legend(draw: ImageDraw.ImageDraw, right: float, labels: list[tuple[str, str
 
 # %% ../../nbs/5_seeing/05_explorer.charts.ipynb #1eac4b1b
 def chart(
-    title: str,
+    title: str,                         # above the plot
     x: Axis,
     y: Axis,
     curves: Iterable[tuple] = (),       # (xs, ys, colour, label); broken where a value is NaN

@@ -38,7 +38,7 @@ def spread(
 
 def spread_by_brightness(
     images: Tensor,                     # as for `spread`
-    bins: int = 8,
+    bins: int = 8,                      # of brightness, at least 1
 ) -> tuple[np.ndarray, np.ndarray]:     # (bins,) each, grey levels: brightness, spread
     "The spread at each brightness of the mean image; NaN where under 100 pixels are that bright."
     variance = luma_of(deviations(images)).square().mean(0)

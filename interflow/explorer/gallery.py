@@ -32,7 +32,7 @@ def short(name: str | Path) -> str:
 
 
 def check_bytes(
-    name: str | Path,
+    name: str | Path,       # of the file, for the message
     count: int,             # bytes of the file
 ) -> None:
     "Raises `InterflowError` for a file of more than MAX_BYTES."
@@ -123,7 +123,7 @@ class Gallery:
         self.pixels, self.shot = lru_cache(4)(self._pixels), lru_cache(96)(self._shot)
 
     def add(self, name: str, data: bytes) -> str:
-        "Keep an uploaded file; returns its name in the list. Raises as `decode_upload` does."
+        "Keep the `data` of an upload; returns its name. Raises as `decode_upload` does."
         pixels = decode_upload(name, data)
         name = _free_name(name, {*self.files, *self.uploads})
         self.uploads[name] = pixels

@@ -92,13 +92,13 @@ Export = tuple[str, str, bytes]      # name of a file, its kind (MIME), its byte
 
 
 def file_name(settings: Settings, ending: str) -> str:
-    "A name that says scene, path, factor and seed, in letters that every system takes."
+    "A name of scene, path, factor, seed and `ending` (`png`), in letters that all systems take."
     scene = re.sub(r'[^0-9A-Za-z_-]+', '_', settings.part.name)
     return f'{scene}_{settings.path}_x{settings.factor:g}_seed{settings.seed}.{ending}'
 
 
 def link(name: str, kind: str, data: bytes) -> str:
-    "HTML of a link that holds the file itself."
+    "HTML of a link that holds the file itself: its `name`, its MIME `kind`, its `data`."
     coded = base64.b64encode(data).decode()
     return f'<a download="{escape(name)}" href="data:{kind};base64,{coded}">⤓ {escape(name)}</a>'
 
@@ -149,7 +149,7 @@ def write_page(
 # %% ../../nbs/5_seeing/11_explorer.page.ipynb #c0436c05
 def free_port(
     first: int = 8866,
-    tries: int = 50,
+    tries: int = 50,        # ports looked at
 ) -> int:
     "The first port from `first` on that nobody listens on; `InterflowError` when all are taken."
     for port in range(first, min(first + tries, 65536)):

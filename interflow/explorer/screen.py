@@ -23,7 +23,7 @@ from .studio import Settings
 def transform(
     zoom: float,        # at least 1
     across: float,      # the point in the middle, shares of the picture in [0, 1]
-    down: float,
+    down: float,        # from its top
 ) -> str:
     "The CSS that shows a point of the picture in the middle at `zoom`, without a border."
     across, down = (min(max(place, .5 / zoom), 1 - .5 / zoom) for place in (across, down))
@@ -47,7 +47,7 @@ def view_style(
 
 # %% ../../nbs/5_seeing/10_explorer.screen.ipynb #2db70b4b
 def read_asset(name: str) -> str:
-    "The text of a file that lies beside the modules of the explorer."
+    "The text of the file `name` that lies beside the modules of the explorer."
     return (resources.files('interflow.explorer') / name).read_text(encoding='utf-8')
 
 
@@ -75,13 +75,13 @@ def captions_of(
 
 
 def line_of(kind: str, text: str) -> str:
-    "HTML of what is said in a line: a 'fault', or anything else, which lasts longer."
+    "HTML of `text` in a line; of `kind` 'fault', or anything else, which lasts longer."
     role = 'class="itf-fault" role="alert"' if kind == 'fault' else 'role="status"'
     return f'<span {role}>{escape(text)}</span>' if text else ''
 
 
 def left_options(network: bool) -> tuple[tuple[str, str], ...]:
-    "What may stand left of the swipe, `(label, pane)`."
+    "What may stand left of the swipe, `(label, pane)`; with a `network`, its result too."
     sr = (('SR', 'sr'),) if network else ()
     return (('true', 'true'), ('HR', 'hr'), ('difference', 'difference'), *sr)
 
@@ -145,7 +145,7 @@ class Screen:
         self.panel = with_classes(whole, 'itf-explorer', f'itf-{number}')
 
     def show(self, name: str, value: Any) -> None:
-        "One event: the bytes of a pane, a caption, a link, busy or idle, a fault or a note."
+        "One event by its `name`; `value` its bytes, caption, link, or text of a fault or a note."
         if name in self.images:
             self.bytes[name] = self.images[name].value = value
             if name == self.controls.before.value:

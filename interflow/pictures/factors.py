@@ -34,7 +34,7 @@ def blocks(
 
 
 def block_moments(moments: Moments | None, side: int = 8) -> Moments | None:
-    "What the prior knows of each of the `blocks`, in their order; None of None."
+    "The `moments` of each of the `blocks` of `side` positions, in their order; None of None."
     if moments is None:
         return None
     cut = (torch.stack([blocks(one, side) for one in values]) for values in moments[1:])

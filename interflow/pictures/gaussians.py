@@ -95,7 +95,7 @@ def _draw_stretch(axis: Any, prior: GaussianPrior, factors: Sequence[float]) -> 
 def axis_patches(
     model: InterFlow,
     hr: Tensor,                 # (3, H, W), sides multiples of 4 and at least `side`
-    factor: float,
+    factor: float,              # in the trained range
     numbers: Sequence[int],     # of axes from 0, the widest
     reach: float = 3.,          # of the move, in standard deviations
     side: int = 24,             # of the patch, pixels

@@ -45,7 +45,7 @@ def autocorrelation(
 def draw_residuals(
     prior: GaussianPrior,
     z: Tensor,              # (B, C, h, w), normalised at `factor`
-    factor: float,
+    factor: float,          # in the trained range
     reach: int = 5,         # of the autocorrelation, positions
 ) -> Any:                   # a matplotlib `Figure`
     """How latents differ from draws of the prior.

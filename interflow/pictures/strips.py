@@ -50,7 +50,7 @@ def draw_strips(
 def draw_spectra(
     ways: Mapping[str, tuple[Tensor, Tensor]],      # name -> two draws, (K, 3, H, W) each
     factors: Sequence[float],                       # K of them
-    bins: int = 16,
+    bins: int = 16,                                 # of radial frequency
 ) -> Any:                                           # a matplotlib `Figure`
     """Noise spectra along paths, a panel for each of `ways`, the truth first.
 

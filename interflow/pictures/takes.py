@@ -55,7 +55,7 @@ class Takes:
 
     def shot(self, scene: str, factor: float, take: int = 0, shot: int = 0,
              camera: Camera | None = None) -> Tensor:
-        "The camera's image (3, H, W) of a scene; `camera` another than the own."
+        "The image (3, H, W) of a scene at `factor`, that `shot` and `take`; of another `camera`."
         photo = self.photos[scene]
         return shoot(photo, factor, camera or self.camera, scene=scene, take=take, shot=shot)
 
@@ -65,9 +65,9 @@ class Takes:
         return self.model.encode(image[None], self.conditions[scene])[0]
 
     def every(self, factor: float, take: int = 0) -> Tensor:
-        "The flow's latents of all scenes, (S, C, h, w)."
+        "The flow's latents of all scenes at `factor`, of that `take`, (S, C, h, w)."
         return torch.cat([self.latent(scene, factor, take) for scene in self.photos])
 
     def normal(self, z: Tensor, factor: float) -> Tensor:
-        "Latents of all scenes as the prior describes them at a factor."
+        "The latents `z` of all scenes as the prior describes them at a factor."
         return self.model.normalise(z, self.all, factor)
