@@ -7,12 +7,10 @@ __all__ = ['MADE', 'Rows', 'chosen_photographs', 'make_data', 'known', 'make_sou
 
 # %% ../../nbs/6_using/02_demo.stages.ipynb #cde68482
 import os
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -21,7 +19,7 @@ from ..core import photographs, progress, read_image, write_image
 from ..data import Scene, read_set, simulate
 from .plan import DemoConfig
 from ..model import InterFlow
-from ..sets import SetConfig, best_processes, generate
+from ..sets import SetConfig, best_processes, generate, in_processes
 from ..sr.training import Source, train_sr
 
 # %% ../../nbs/6_using/02_demo.stages.ipynb #f388ac0c
@@ -95,23 +93,10 @@ def side_by_side(
     """
     if processes < 2:
         return
-    context = torch.multiprocessing.get_context('spawn')
-    waiting = [context.Process(target=function, args=job, daemon=True) for job in jobs][::-1]
-    running: list[Any] = []
     label = f'train {processes} networks at a time'
-    with progress(total=len(jobs), description=label, unit='network') as bar:
-        try:
-            while waiting or running:
-                with _quiet():
-                    while waiting and len(running) < processes:
-                        running.append(waiting.pop())
-                        running[-1].start()
-                time.sleep(.2)
-                running = [worker for worker in running if worker.is_alive()]
-                bar.update(len(jobs) - len(waiting) - len(running) - bar.n)
-        finally:
-            for worker in running:
-                worker.terminate()
+    with progress(total=len(jobs), description=label, unit='network') as bar, _quiet():
+        for codes in in_processes(function, jobs, processes):
+            bar.update(len(codes) - bar.n)
 
 
 @contextmanager
