@@ -7,7 +7,6 @@ variant learns from the simulated sets of train_weights.py, starts from nothing 
 compares five draws with five independent shots of the seven test photographs. Results: ablation.json, .txt in --out.
 """
 import argparse
-import time
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -23,6 +22,7 @@ from interflow.judging import judge_model, open_studio
 from interflow.losses import LossWeights, interflow_loss
 from interflow.model import InterFlow, InterFlowConfig
 from interflow.realism import luma_of
+from interflow.rooms import best_time
 from interflow.training import PRESETS, plain, train_flow
 
 JUDGED = (2.1, 3., 3.75)
@@ -49,13 +49,18 @@ VARIANTS = {
 }
 
 
+def folder_of(name: str, work: Path) -> Path:
+    "Where a variant's run lies."
+    return work / name.replace(' ', '_')
+
+
 def train(name: str, scenes: list, work: Path, steps: int) -> Path:
     "The folder of a trained variant."
-    variant = VARIANTS[name]
+    variant, folder = VARIANTS[name], folder_of(name, work)
     config = replace(PRESETS['tiny'], steps=steps, save_every=250)
     seen = scenes[:len(scenes) * variant.sets // 8]
-    train_flow(seen, work / name.replace(' ', '_'), variant.config, config, variant.loss, 'cpu')
-    return work / name.replace(' ', '_') / 'model'
+    train_flow(seen, folder, variant.config, config, variant.loss, 'cpu')
+    return folder / 'model'
 
 
 def centre_error(model: InterFlow, files: list, factor: float, shots: int = 5) -> float:
@@ -81,17 +86,13 @@ def bits(model: InterFlow, scenes: list) -> float:
     return (sum(found) / len(found)).item()
 
 
-def step_cost(name: str, scenes: list, repeats: int = 5) -> float:
-    "Seconds of a training step's forward and backward pass, the best of a few."
+def step_cost(name: str, scenes: list) -> float:
+    "Seconds of a training step's forward and backward pass, the best of five."
     variant = VARIANTS[name]
     torch.manual_seed(0)
-    model, times = InterFlow(variant.config, make_generator(0)).train(), []
+    model = InterFlow(variant.config, make_generator(0)).train()
     batch = PairBatches(scenes, FACTORS, 48, 8)(0)
-    for k in range(repeats):
-        start = time.perf_counter()
-        interflow_loss(model, batch, make_generator(k), variant.loss)[0].backward()
-        times.append(time.perf_counter() - start)
-    return min(times)
+    return best_time(lambda: interflow_loss(model, batch, make_generator(0), variant.loss)[0].backward(), 5)
 
 
 def measure(name: str, folder: Path, test: list) -> dict:
@@ -128,7 +129,7 @@ def table(results: dict) -> str:
 
 def run(name: str, scenes: list, test: list, work: Path, steps: int) -> dict:
     "Train and measure one variant, or read what was found."
-    variant, folder = VARIANTS[name], work / name.replace(' ', '_')
+    variant, folder = VARIANTS[name], folder_of(name, work)
     told = {'steps': steps, 'model': asdict(variant.config), 'loss': asdict(variant.loss), 'sets': variant.sets}
     begin_folder(folder, plain(told), 'ablation.json')
     if not (folder / 'found.json').exists():

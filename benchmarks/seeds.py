@@ -23,8 +23,9 @@ from interflow.core import (
     write_json,
 )
 from interflow.data import begin_folder, read_set, simulate
+from interflow.metrics import bootstrap_interval
 from interflow.sets import SetConfig, generate
-from interflow.sr.evaluation import bootstrap_interval, evaluate
+from interflow.sr.evaluation import evaluate
 from interflow.sr.networks import network_config
 from interflow.sr.training import SR_PRESETS, Source, train_sr
 from interflow.training import plain
@@ -51,14 +52,12 @@ def sources(row: str, scenes: list, drawn: list) -> list:
             'oracle and pairs': [Source(scenes, (*PAIRS, *GENERATED))], 'x3 oracle': [Source(scenes, (3.,))]}[row]
 
 
-def run(row: str, seed: int, scenes: list, test: list, model, work: Path) -> list:
-    "Train and test one network: rows of `evaluate`. Done before: read."
+def run(row: str, seed: int, scenes: list, drawn: list, test: list, flow: str, work: Path) -> list:
+    "Train and test one network: rows of `evaluate`. `flow`: the fingerprint of what drew `drawn`. Done before: read."
     folder = work / 'sr' / f'{row.replace(" ", "_").replace(",", "")}-s{seed}'
-    begin_folder(folder, {'row': row, 'seed': seed, 'flow': fingerprint(model)}, 'seeds.json')
+    begin_folder(folder, {'row': row, 'seed': seed, 'flow': flow}, 'seeds.json')
     if not (folder / 'scores.json').exists():
-        made = work / 'sample' / f's{seed}'
-        generate(model, scenes, made, SetConfig(GENERATED, 'sample', seed), 'cpu')
-        net, _ = train_sr(sources(row, scenes, read_set(made)), folder, network_config('rcan', 'tiny'),
+        net, _ = train_sr(sources(row, scenes, drawn), folder, network_config('rcan', 'tiny'),
                           replace(SR_PRESETS['tiny'], seed=seed), 'cpu')
         write_json(folder / 'scores.json', [one for one in evaluate({row: net}, test, JUDGED) if one['network'] == row])
     return read_json(folder / 'scores.json')
@@ -108,9 +107,14 @@ def main(arguments=None) -> None:
     trained = model.config.factors
     scenes = simulate(photographs('train'), given.work / 'train', tuple(sorted({*PAIRS, *GENERATED, 3., *trained})))
     test = simulate(photographs('test'), given.work / 'test', JUDGED)
-    scores = {(row, seed): run(row, seed, scenes, test, model, given.work) for seed in given.seeds for row in ROWS}
+    flow, scores = fingerprint(model), {}
+    for seed in given.seeds:
+        made = given.work / 'sample' / f's{seed}'
+        generate(model, scenes, made, SetConfig(GENERATED, 'sample', seed), 'cpu')
+        drawn = read_set(made)
+        scores |= {(row, seed): run(row, seed, scenes, drawn, test, flow, given.work) for row in ROWS}
     lines = [line for row in ROWS for line in compare(row, scores, given.seeds)]
-    settings = {'flow': fingerprint(model), 'seeds': given.seeds, 'pairs': PAIRS, 'generated': GENERATED, 'judged': JUDGED}
+    settings = {'flow': flow, 'seeds': given.seeds, 'pairs': PAIRS, 'generated': GENERATED, 'judged': JUDGED}
     write_json(given.out / 'seeds.json', plain({'settings': settings, 'lines': lines}))
     with whole_file(given.out / 'seeds.txt') as temporary:
         temporary.write_text(format_lines(lines, given.seeds), encoding='utf-8')
