@@ -15,6 +15,7 @@ import typer
 
 from .options import Device, Out, Seed, app, choose, override  # noqa: F401
 from ..core import InterflowError
+from ..files import explain
 
 # %% ../../nbs/6_using/30_cli.ipynb #9d2baee5
 from .flow import FlowPreset as FlowPreset
@@ -85,11 +86,17 @@ def demo(
 
 # %% ../../nbs/6_using/30_cli.ipynb #d8dd0ef8
 def main() -> None:
-    "Entry point of the command `interflow`: the user's errors become one line and exit code 2."
+    """Entry point of the command `interflow`: errors that the user can fix become one line.
+
+    Exit code 2, or 1 where the work was done and some files were left aside.
+    """
     try:
         app()
     except InterflowError as fault:
         typer.echo(f'interflow: {fault}', err=True)
+        sys.exit(fault.exit_code)
+    except OSError as fault:
+        typer.echo(f'interflow: {explain(fault)}', err=True)
         sys.exit(2)
     except KeyboardInterrupt:
         typer.echo('interflow: interrupted; the same command goes on where it was', err=True)
