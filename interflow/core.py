@@ -123,13 +123,14 @@ def one_thread(
 def best_processes(
     device: str | torch.device,     # as `pick_device` knows them
     scenes: Sized,                  # or whatever the jobs are
+    most: int = 4,                  # processes, however many cores there are
 ) -> int:
-    "How many processes to work with: one on a GPU; on a CPU its cores, at most four."
+    "How many processes to work with: one on a GPU; on a CPU its cores, at most `most`."
     if pick_device(device).type != 'cpu':
         return 1
     here = hasattr(os, 'sched_getaffinity')     # which cores may be used: Linux alone says so
     cores = len(os.sched_getaffinity(0)) if here else os.cpu_count() or 1
-    return max(1, min(cores, 4, len(scenes)))
+    return max(1, min(cores, most, len(scenes)))
 
 # %% ../nbs/1_photographs/03_core.ipynb #2b4c6b50
 def in_processes(
