@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..core import InterflowError, pad_to_multiple
-from .parts import ResidualBlock, check_lr, conv, load_published
+from .parts import ResidualBlock, Shared, check_lr, conv, load_published
 
 # %% ../../nbs/4_super_resolution/05_sr.kpn.ipynb #97731d4b
 def filter_pixels(
@@ -104,7 +104,7 @@ class KPNConfig:
         return cls(channels=2, stem=8, blocks=4, hidden=16, global_residual=True)
 
 # %% ../../nbs/4_super_resolution/05_sr.kpn.ipynb #1fcd4c9e
-class KPN(nn.Module):
+class KPN(nn.Module, Shared):
     """KPN on one pixel grid: `net(lr) -> sr`, (B, 3, H, W) in [0, 1] -> (B, 3, H, W), not clipped.
 
     Any height and width. Raises `InterflowError` for other shapes.

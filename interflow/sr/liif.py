@@ -23,7 +23,7 @@ from interflow.sr.encoders import (
     published_config,
     published_name,
 )
-from .parts import RGB_MEAN, check_lr, load_published, pixel_centres
+from .parts import RGB_MEAN, Shared, check_lr, load_published, pixel_centres
 
 # %% ../../nbs/4_super_resolution/10_sr.liif.ipynb #19fbaba8
 EDGE = 1e-6      # half sides of the image: no position is looked up nearer to a cell's border
@@ -124,7 +124,7 @@ def render(
     return torch.cat(parts, 1).transpose(1, 2).unflatten(2, (height, width)).contiguous()
 
 # %% ../../nbs/4_super_resolution/10_sr.liif.ipynb #528c5583
-class AnySize(nn.Module):
+class AnySize(nn.Module, Shared):
     """What LIIF and MetaSR share: `net(lr, size=(H, W)) -> sr`, any sizes from one pixel on.
 
     A network gives its `table` and the `colours` that a query finds there. `config` has an

@@ -4,21 +4,22 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'VARIANTS', 'SIZES', 'Variant', 'variant', 'network_config', 'build', 'name_of', 'arbitrary',
-           'read_published', 'from_published', 'save_network', 'load_network', 'open_network', 'resize', 'shrink']
+           'from_published', 'save_network', 'load_network', 'open_network', 'resize', 'shrink']
 
 # %% ../../nbs/4_super_resolution/12_sr.networks.ipynb #92604054
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..checkpoints import load_config, load_weights, save_module
-from ..core import InterflowError, read_json, whole_folder, write_json
+from ..core import InterflowError, read_json
+from .parts import Shared
+from ..weights import read_published as read_published
+from ..weights import save_module, unwrap
 
 # %% ../../nbs/4_super_resolution/12_sr.networks.ipynb #7c63e05d
 def _vdsr():      # types: see `KINDS`; the imports are lazy, so that one network waits for no other
@@ -150,36 +151,6 @@ def arbitrary(
         return variant(network).kind in ('LIIF', 'MetaSR')
     return hasattr(network, 'query')
 
-# %% ../../nbs/4_super_resolution/12_sr.networks.ipynb #3d524fc1
-_WRAPPINGS = ('state_dict', 'params_ema', 'params', 'model', 'sd')
-
-
-def read_published(
-    path: str | Path,            # a `.safetensors` file, or a torch file of weights alone
-) -> dict[str, Tensor]:          # by name
-    "The tensors in a published file, none of which is run; `InterflowError` for anything else."
-    try:
-        state = (load_file(path) if Path(path).suffix == '.safetensors'
-                 else torch.load(path, map_location='cpu', weights_only=True))
-    except FileNotFoundError:
-        raise InterflowError(f'{path}: no such file; check the path') from None
-    except Exception as fault:      # torch raises many kinds for damaged files and refused pickles
-        raise InterflowError(f'{path}: not readable as weights alone ({type(fault).__name__}); '
-                             'nothing in it was run. Convert it to a plain state dict') from None
-    return _unwrap(state, path)
-
-
-def _unwrap(state: Any, place: str | Path) -> dict[str, Tensor]:
-    "The innermost state dict, without what training on several GPUs put before the names."
-    inner: Any = state
-    while isinstance(inner, dict):
-        state = inner
-        inner = next((state[key] for key in _WRAPPINGS if isinstance(state.get(key), dict)), None)
-    if not isinstance(state, dict) or not state or not all(
-            isinstance(value, Tensor) for value in state.values()):
-        raise InterflowError(f'{place}: holds no state dict, names with tensors; convert it to one')
-    return {name.removeprefix('module.'): value for name, value in state.items()}
-
 # %% ../../nbs/4_super_resolution/12_sr.networks.ipynb #28f5fa2f
 def from_published(
     name: str,                                              # in `VARIANTS`
@@ -195,7 +166,7 @@ def from_published(
     if isinstance(given, (str, Path)):
         net = read(read_published(given))
     else:      # an empty one has no layers: the network's own reader says which it misses
-        net = read(_unwrap(given, 'state dict') if given else {})
+        net = read(unwrap(given, 'state dict') if given else {})
     if name_of(net) != name:
         raise InterflowError(f'published weights: they are those of {name_of(net)}, not of {name}; '
                              f'ask for {name_of(net)}')
@@ -211,10 +182,10 @@ def save_network(
 
     Raises `InterflowError` for a module that is none of ours.
     """
-    name, numbers = name_of(net), [float(factor) for factor in factors]
-    with whole_folder(folder) as temporary:
-        save_module(temporary, net, net.config)
-        write_json(temporary / 'trained.json', {'network': name, 'factors': numbers})
+    name_of(net)
+    shared = cast(Shared, net)
+    shared.factors = tuple(float(factor) for factor in factors)
+    save_module(folder, net, shared.config, shared.beside())
 
 
 def load_network(
@@ -232,12 +203,7 @@ def load_network(
         said = f'a model of kind {kind}' if kind else 'no kind is given'
         raise InterflowError(f'{path}: describes no SR network ({said}); '
                              'give the folder of one, such as train-sr writes')
-    network, config, _ = KINDS[kind]()
-    net = load_weights(folder, network(load_config(folder, config, kind))).eval()
-    trained = Path(folder) / 'trained.json'
-    factors = read_json(trained)['factors'] if trained.exists() else ()
-    net.factors = tuple(float(factor) for factor in factors)
-    return net
+    return KINDS[kind]()[0].from_folder(folder)
 
 
 def open_network(

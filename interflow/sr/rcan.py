@@ -20,6 +20,7 @@ from interflow.sr.parts import (
     MEAN_SHIFTS,
     ChannelAttention,
     MeanShift,
+    Shared,
     Upsampler,
     check_lr,
     conv,
@@ -28,7 +29,7 @@ from interflow.sr.parts import (
 )
 
 # %% ../../nbs/4_super_resolution/03_sr.rcan.ipynb #f805e6f7
-class FoldedNetwork(nn.Module):
+class FoldedNetwork(nn.Module, Shared):
     """The ends of RCAN, HAN and NLSN: (B, 3, H, W) in [0, 1] -> (B, 3, H, W), not clipped.
 
     Mean shift, 4x4 pixels folded into 48 channels, one long residual around the trunk, up-sampler,

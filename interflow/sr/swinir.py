@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..core import InterflowError
-from .parts import RGB_MEAN, Upsampler, check_lr, conv, load_published
+from .parts import RGB_MEAN, Shared, Upsampler, check_lr, conv, load_published
 from interflow.sr.windows import (
     WindowAttention,
     begin_small,
@@ -155,7 +155,7 @@ def reflect_to_multiple(
     return image
 
 # %% ../../nbs/4_super_resolution/08_sr.swinir.ipynb #b31f05cf
-class SwinIR(nn.Module):
+class SwinIR(nn.Module, Shared):
     """SwinIR on one pixel grid: `net(lr) -> sr`, (B, 3, H, W) in [0, 1] -> the same, not clipped.
 
     Any height and width from 1 on. In training mode drop-path draws from torch's global generator.

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..core import InterflowError
-from .parts import check_lr, conv, load_published
+from .parts import Shared, check_lr, conv, load_published
 
 # %% ../../nbs/4_super_resolution/02_sr.vdsr.ipynb #940a021b
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class VDSRConfig:
         return cls(channels=32, layers=8, start=.1)
 
 # %% ../../nbs/4_super_resolution/02_sr.vdsr.ipynb #d0ef6ec0
-class VDSR(nn.Module):
+class VDSR(nn.Module, Shared):
     """VDSR: `net(lr) -> sr`, (B, 3, H, W) in [0, 1] -> (B, 3, H, W), not clipped.
 
     Any height and width from 1 on. Raises `InterflowError` for other shapes. Source: Kim, Lee, Lee
