@@ -18,6 +18,8 @@ from ..core import InterflowError
 from ..files import explain
 
 # %% ../../nbs/6_using/30_cli.ipynb #9d2baee5
+from .importing import import_command as import_command
+
 from .flow import FlowPreset as FlowPreset
 from .flow import simulate as simulate
 from .flow import train as train

@@ -17,11 +17,11 @@ from torch.nn import functional as F
 
 from ..core import InterflowError
 from interflow.sr.encoders import (
-    UNUSED,
     EncoderConfig,
     build_encoder,
     published_config,
     published_name,
+    unused,
 )
 from .parts import RGB_MEAN, Shared, check_lr, load_published, pixel_centres
 
@@ -273,7 +273,8 @@ def from_published(
         raise InterflowError(f'{label}: no network of several layers that answers queries found; '
                              'give the state dict of a whole LIIF')
     net = LIIF(LIIFConfig(encoder, hidden=first.shape[0], layers=layers))
-    return load_published(net, state_dict, published_names(net), label, ignore=UNUSED)
+    return load_published(net, state_dict, published_names(net), label,
+                          ignore=unused(state_dict, label))
 
 # %% ../../nbs/4_super_resolution/10_sr.liif.ipynb #4b05ef59
 def sample_queries(

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..core import InterflowError
-from .encoders import UNUSED, EncoderConfig, published_config, published_name
+from .encoders import EncoderConfig, published_config, published_name, unused
 from .liif import EDGE, AnySize, Encoded, look_up, nearest
 from .parts import load_published
 
@@ -119,4 +119,5 @@ def from_published(
         raise InterflowError(f'{label}: no network that predicts weights from three numbers found; '
                              'give the state dict of a whole MetaSR')
     net = MetaSR(MetaSRConfig(encoder, hidden=first.shape[0]))
-    return load_published(net, state_dict, published_names(net), label, ignore=UNUSED)
+    return load_published(net, state_dict, published_names(net), label,
+                          ignore=unused(state_dict, label))
