@@ -12,7 +12,9 @@ __all__ = ['derive_seed', 'make_generator', 'pick_device', 'data_folder', 'photo
 import hashlib
 import json
 import os
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
@@ -133,6 +135,19 @@ def best_processes(
     return max(1, min(cores, most, len(scenes)))
 
 # %% ../nbs/1_photographs/03_core.ipynb #2b4c6b50
+@contextmanager
+def _deaf():
+    "Processes started within the block ignore Ctrl-C: their parent hears it, and ends them."
+    if threading.current_thread() is not threading.main_thread():
+        yield       # only the main thread may say so
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def in_processes(
     function: Callable[..., object],    # of a module; what it returns is lost
     jobs: Iterable[tuple],              # arguments, a tuple for each process
@@ -150,7 +165,8 @@ def in_processes(
         while waiting or running:
             while waiting and len(running) < at_once:
                 worker = waiting.pop()
-                worker.start()
+                with _deaf():
+                    worker.start()
                 running.append(worker)
             time.sleep(.2)
             ended = [worker for worker in running if worker.exitcode is not None]
