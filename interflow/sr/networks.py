@@ -4,19 +4,19 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'VARIANTS', 'SIZES', 'Variant', 'variant', 'network_config', 'build', 'name_of', 'arbitrary',
-           'from_published', 'save_network', 'load_network', 'open_network', 'resize', 'shrink']
+           'from_published', 'save_network', 'load_network', 'open_network', 'shrink']
 
 # %% ../../nbs/4_super_resolution/12_sr.networks.ipynb #92604054
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ..core import InterflowError, read_json
+from ..data.scenes import resize
 from .parts import Shared
 from ..weights import read_published as read_published
 from ..weights import save_module, unwrap
@@ -214,26 +214,6 @@ def open_network(
     return from_published(name, file) if colon and name in VARIANTS else load_network(place)
 
 # %% ../../nbs/4_super_resolution/12_sr.networks.ipynb #138390e2
-def resize(
-    image: Tensor,              # (..., 3, H, W) in [0, 1]
-    size: Sequence[int],        # (height, width)
-) -> Tensor:                    # (..., 3, *size), clipped to [0, 1]
-    """Bicubic, antialiased where it shrinks (a = -0.5, as Pillow and Matlab do).
-
-    The given image, when it has that size already. Raises `InterflowError` for a size below one
-    pixel.
-    """
-    height, width = size
-    if tuple(image.shape[-2:]) == (height, width):
-        return image
-    if min(height, width) < 1:
-        raise InterflowError(f'image: {image.shape[-2]}x{image.shape[-1]} cannot be resized to '
-                             f'{height}x{width}; give a larger image or a smaller factor')
-    flat = image.reshape(-1, *image.shape[-3:])
-    resized = F.interpolate(flat, (height, width), mode='bicubic', antialias=True).clamp(0, 1)
-    return resized.view(*image.shape[:-2], height, width)
-
-
 def shrink(
     image: Tensor,        # (..., 3, H, W) on the HR grid
     factor: float,        # the true one
