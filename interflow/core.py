@@ -28,6 +28,7 @@ import interflow
 from interflow.files import (  # noqa: F401
     InterflowError,
     begin_folder,
+    explain,
     read_json,
     whole_file,
     whole_folder,
@@ -148,6 +149,15 @@ def _deaf():
         signal.signal(signal.SIGINT, before)
 
 
+def _call(function, job):
+    "One process: an error that the user can fix is one line and exit code 2, here as in `main`."
+    try:
+        function(*job)
+    except (InterflowError, OSError) as fault:
+        print(f'interflow: {explain(fault)}', file=sys.stderr, flush=True)
+        sys.exit(2)
+
+
 def in_processes(
     function: Callable[..., object],    # of a module; what it returns is lost
     jobs: Iterable[tuple],              # arguments, a tuple for each process
@@ -158,7 +168,8 @@ def in_processes(
     The next process starts where one has ended. Leaving the loop ends those that still run.
     """
     context = torch.multiprocessing.get_context('spawn')
-    waiting = [context.Process(target=function, args=job, daemon=True) for job in jobs][::-1]
+    waiting = [context.Process(target=_call, args=(function, job), daemon=True)
+               for job in jobs][::-1]
     running: list[Any] = []
     codes: list[int] = []
     try:

@@ -50,10 +50,14 @@ _CAUSES = {
 
 
 def explain(
-    fault: OSError,     # as the system raised it
+    fault: Exception,   # an `InterflowError`, or what the system raised
     name: str = '',     # of the file; by default the one that `fault` names
 ) -> str:
-    "What the system refused as one line: the file, the cause, the fix."
+    "What went wrong as one line: the file, the cause, the fix."
+    if isinstance(fault, UnicodeEncodeError):
+        return f'{fault.object!a}: a name that is no UTF-8; rename the file'
+    if not isinstance(fault, OSError):
+        return str(fault)
     name = name or str(fault.filename2 or fault.filename or 'the system')
     if fault.errno == errno.ENOENT and os.path.islink(name):
         return f'{name}: a link to a file that does not exist; mend or remove the link'

@@ -8,6 +8,7 @@ __all__ = ['ExploreOptions', 'explore', 'DemoOptions', 'demo', 'main']
 # %% ../../nbs/6_using/30_cli.ipynb #c98dbaff
 import sys
 from dataclasses import replace
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated
 
@@ -90,16 +91,16 @@ def demo(
 def main() -> None:
     """Entry point of the command `interflow`: errors that the user can fix become one line.
 
-    Exit code 2, or 1 where the work was done and some files were left aside.
+    Exit code 2; 1 where the work was done and some files were left aside; 130 after Ctrl-C.
     """
+    for stream in (sys.stdout, sys.stderr):     # a name that is no UTF-8 is printed nevertheless
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors='backslashreplace')
     try:
         app()
-    except InterflowError as fault:
-        typer.echo(f'interflow: {fault}', err=True)
-        sys.exit(fault.exit_code)
-    except OSError as fault:
+    except (InterflowError, OSError, UnicodeEncodeError) as fault:
         typer.echo(f'interflow: {explain(fault)}', err=True)
-        sys.exit(2)
+        sys.exit(getattr(fault, 'exit_code', 2))
     except KeyboardInterrupt:
         typer.echo('interflow: interrupted; the same command goes on where it was', err=True)
         sys.exit(130)
