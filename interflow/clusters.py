@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SILENCE', 'AGAIN', 'Engine', 'import_ray', 'connect', 'put_once', 'outcome', 'call', 'RayEngine', 'ray_engine']
 
-# %% ../nbs/1_photographs/24_clusters.ipynb #4bf4d7ed
+# %% ../nbs/1_photographs/24_clusters.ipynb #97c03391
 import importlib
 import logging
 import os
@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from .core import InterflowError
+from .core import InterflowError, explain
 
-# %% ../nbs/1_photographs/24_clusters.ipynb #4eaf479c
+# %% ../nbs/1_photographs/24_clusters.ipynb #65855cc0
 class Engine(Protocol):
     """Calls a function once for each job, somewhere, and tells how many have ended.
 
@@ -34,7 +34,7 @@ class Engine(Protocol):
         "The codes so far."
         ...
 
-# %% ../nbs/1_photographs/24_clusters.ipynb #fb4b4ce0
+# %% ../nbs/1_photographs/24_clusters.ipynb #ca94443d
 SILENCE = {
     'RAY_USAGE_STATS_ENABLED': '0',         # else it reports to its makers
     'RAY_DEDUP_LOGS_SKIP_REGEX': '^',       # its logs: the engine says what matters
@@ -51,15 +51,15 @@ def import_ray() -> Any:        # the module
         raise InterflowError("engine ray: Ray is not installed; install it with "
                              "pip install 'interflow[cluster]'") from None
 
-# %% ../nbs/1_photographs/24_clusters.ipynb #b4ce541d
+# %% ../nbs/1_photographs/24_clusters.ipynb #8099afc1
 def connect(
-    address: str | None = None,     # 'HOST:PORT', 'auto', or None: this machine's, or a new one
+    address: str | None = None,     # 'HOST:PORT', 'auto'; 'local': a new one; None: any here
 ) -> Any:                           # the module `ray`
     "Ray, connected for the rest of this process. `InterflowError` where no cluster answers."
     ray = import_ray()
     if ray.is_initialized():
         return ray
-    new = {} if address else {'include_dashboard': False}
+    new = {'include_dashboard': False} if address in (None, 'local') else {}
     try:
         ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **new)
     except Exception as fault:      # Ray raises many kinds, some of them of several lines
@@ -69,7 +69,7 @@ def connect(
                              'address') from None
     return ray
 
-# %% ../nbs/1_photographs/24_clusters.ipynb #952c405f
+# %% ../nbs/1_photographs/24_clusters.ipynb #4960e4bb
 def put_once(
     put: Callable[[Any], Any],      # object -> reference, such as `ray.put`
     jobs: Iterable[tuple],          # arguments, a tuple for each job
@@ -83,19 +83,19 @@ def put_once(
             common[id(part)] = put(part)
     return [tuple(common.get(id(part), part) for part in job) for job in jobs]
 
-# %% ../nbs/1_photographs/24_clusters.ipynb #df26d4db
+# %% ../nbs/1_photographs/24_clusters.ipynb #6ca486c9
 def outcome(
     ray: Any,           # the module
     reference: Any,     # of a job that has ended
 ) -> int | str:
-    "0 for a job that is done, 1 where its function failed, which is told; else what was lost."
+    "0 for a job that is done, 1 or 2 where its function failed, which is told; else what was lost."
     try:
         ray.get(reference)
         return 0
     except ray.exceptions.RayTaskError as fault:
-        known = isinstance(fault.cause, InterflowError)
-        logging.getLogger('interflow').error(str(fault.cause if known else fault))
-        return 1
+        known = isinstance(fault.cause, (InterflowError, OSError))     # as in `in_processes`
+        logging.getLogger('interflow').error(explain(fault.cause) if known else str(fault))
+        return 2 if known else 1
     except ray.exceptions.RayError as fault:
         return type(fault).__name__
 
@@ -107,7 +107,7 @@ def call(
     "Call `function`; what it returns is lost, so that nothing is sent back."
     function(*arguments)
 
-# %% ../nbs/1_photographs/24_clusters.ipynb #50f2cc22
+# %% ../nbs/1_photographs/24_clusters.ipynb #6341d83a
 AGAIN = 5       # times that a job may lose its worker
 
 
@@ -158,7 +158,7 @@ def _settle(ended, number, lost):
         + ('it is done again' if again else f'given up after {AGAIN} more tries'))
     return None if again else 1
 
-# %% ../nbs/1_photographs/24_clusters.ipynb #ac52c42f
+# %% ../nbs/1_photographs/24_clusters.ipynb #6087688b
 def ray_engine(
     address: str | None,        # see `connect`
     device: str,                # 'auto', 'cpu' or 'cuda'

@@ -135,7 +135,7 @@ def best_processes(
     cores = len(os.sched_getaffinity(0)) if here else os.cpu_count() or 1
     return max(1, min(cores, most, len(scenes)))
 
-# %% ../nbs/1_photographs/03_core.ipynb #2b4c6b50
+# %% ../nbs/1_photographs/03_core.ipynb #8e2e5fbc
 @contextmanager
 def _deaf():
     "Processes started within the block ignore Ctrl-C: their parent hears it, and ends them."
@@ -149,15 +149,23 @@ def _deaf():
         signal.signal(signal.SIGINT, before)
 
 
-def _call(function, job):
-    "One process: an error that the user can fix is one line and exit code 2, here as in `main`."
+def _call(parent, function, job):
+    """One process: an error that the user can fix is one line and exit code 2, here as in `main`.
+
+    The process ends with its parent, even with one that was killed.
+    """
+    def watch():
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+    threading.Thread(target=watch, daemon=True).start()
     try:
         function(*job)
     except (InterflowError, OSError) as fault:
         print(f'interflow: {explain(fault)}', file=sys.stderr, flush=True)
         sys.exit(2)
 
-
+# %% ../nbs/1_photographs/03_core.ipynb #2b4c6b50
 def in_processes(
     function: Callable[..., object],    # of a module; what it returns is lost
     jobs: Iterable[tuple],              # arguments, a tuple for each process
@@ -165,10 +173,11 @@ def in_processes(
 ) -> Iterator[list[int]]:               # the codes of all that have ended, so far
     """Call `function(*job)` for each job in a process of its own; tells five times a second.
 
-    The next process starts where one has ended. Leaving the loop ends those that still run.
+    The next process starts where one has ended. Leaving the loop ends those that still run,
+    and so does the end of this process.
     """
     context = torch.multiprocessing.get_context('spawn')
-    waiting = [context.Process(target=_call, args=(function, job), daemon=True)
+    waiting = [context.Process(target=_call, args=(os.getpid(), function, job), daemon=True)
                for job in jobs][::-1]
     running: list[Any] = []
     codes: list[int] = []

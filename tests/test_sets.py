@@ -591,7 +591,7 @@ def test_a_process_that_fails_ends_the_run_with_one_line(model, pairs, tmp_path)
     (job,) = plan(config, [scene.name for scene in scenes], 2)
     begin_set(model, scenes, tmp_path / 'out', config)
     (tmp_path / 'out' / job.file).mkdir(parents=True)  # in the way of the image
-    with pytest.raises(InterflowError, match='out: a process of the generation ended with code 2'):
+    with pytest.raises(InterflowError, match='out: a job of the generation ended with code 2'):
         generate(model, scenes, tmp_path / 'out', config, 'cpu', 2)
     (tmp_path / 'out' / job.file).rmdir()
     assert generate(model, scenes, tmp_path / 'out', config, 'cpu', 2).kept == 3

@@ -12,7 +12,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .options import Device, Out, Seed, app, describe_paths
+from interflow.cli.options import (
+    Address,
+    Device,
+    Out,
+    Processes,
+    Seed,
+    WhichEngine,
+    app,
+    choose_engine,
+    describe_paths,
+)
 from ..core import InterflowError, pick_device, read_image
 from ..data import parse_factors
 
@@ -65,8 +75,6 @@ class WorkOptions:
     Shard = Annotated[int, typer.Option(help='scenes of a WebDataset shard')]
     Check = Annotated[str, typer.Option(
         help="'full', every image; 'sample', the costly round trip for one scene in ten; 'none'")]
-    Processes = Annotated[int, typer.Option(
-        help='processes on this machine; 0: one on a GPU, else one a core, at most four')]
     Rank = Annotated[int | None, typer.Option(
         help="number of this machine, from 0  [default: torchrun's]")]
     World = Annotated[int | None, typer.Option(
@@ -122,9 +130,10 @@ def generate(
     extrapolate: ImageOptions.Extrapolate = False, tile: WorkOptions.Tile = 640,
     format: WorkOptions.Format = 'png', names: WorkOptions.Names = 'published',
     shard: WorkOptions.Shard = 32, check: WorkOptions.Check = 'full',
-    processes: WorkOptions.Processes = 0, rank: WorkOptions.Rank = None,
+    processes: Processes = 0, rank: WorkOptions.Rank = None,
     world: WorkOptions.World = None, resume: WorkOptions.Resume = True,
-    seed: Seed = 0, device: Device = 'auto',
+    engine: WhichEngine = 'processes', address: Address = None, seed: Seed = 0,
+    device: Device = 'auto',
 ) -> None:
     """Make LR images of every scene at any factors; each is checked, and set aside with the reason
     where it fails (exit code 2 where all do)."""
@@ -142,9 +151,11 @@ def generate(
                        names=names, shard=shard, check=check)
     flow, scenes = load_model(model), read_scenes(data)
     part, device = share_of_work(rank, world, device)
-    processes = processes or (best_processes(device, scenes) if part.world == 1 else 1)
+    runner, device = choose_engine(engine, address, processes, device)
+    if runner is None and not processes:
+        processes = best_processes(device, scenes) if part.world == 1 else 1
     report = run(flow, scenes, out, config, device, processes, part,
-                 read_statistics(flow, like, config), resume)
+                 read_statistics(flow, like, config), resume, runner)
     for file, reason in report.set_aside[:10]:
         typer.echo(f'set aside: {file}: {reason}', err=True)
     typer.echo(f'{report.kept} images of {len(scenes)} scenes, {len(report.set_aside)} set aside, '
