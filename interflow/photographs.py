@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageCms, ImageOps
+from tqdm import tqdm
 
 from .core import InterflowError
 from .files import LeftAside, explain
@@ -30,9 +31,9 @@ _GRID = np.stack(np.meshgrid(*3 * [np.arange(0, 256, 17, dtype=np.uint8)]), -1).
 
 def _convert(image, profile):
     "`image`, whose colours `profile` describes, in sRGB. Raises `_BROKEN` where it does not fit."
-    source, target = ImageCms.ImageCmsProfile(BytesIO(profile)), ImageCms.createProfile('sRGB')
     converted = ImageCms.profileToProfile(
-        image, source, target, ImageCms.Intent.RELATIVE_COLORIMETRIC, outputMode='RGB',
+        image, BytesIO(profile), ImageCms.createProfile('sRGB'), outputMode='RGB',
+        renderingIntent=ImageCms.Intent.RELATIVE_COLORIMETRIC,
         flags=ImageCms.Flags.BLACKPOINTCOMPENSATION)
     assert converted is not None        # it is None for a conversion in place alone
     return converted
@@ -102,8 +103,7 @@ def _turn(image):
         ImageOps.exif_transpose(image, in_place=True)
     except Exception:       # whatever a damaged EXIF block raises
         return False, 'its EXIF block is broken; shown as it is stored'
-    words = 'Adobe RGB without a profile (EXIF); the colours are taken as sRGB'
-    return turned, words if adobe else ''
+    return turned, 'Adobe RGB by a tag alone; the colours are taken as sRGB' if adobe else ''
 
 
 def _several(image):
@@ -182,7 +182,8 @@ _MENDS = {_RAW: 'RAW: develop to 16-bit TIFF first, for example `darktable-cli {
 
 
 def _say(line):
-    logging.getLogger('interflow').warning(line)
+    with tqdm.external_write_mode():     # a progress bar makes room for it
+        logging.getLogger('interflow').warning(line)
 
 
 def _walk(folder, without):
@@ -209,8 +210,7 @@ def list_photographs(
     RAW and HEIC files are named in one line, with how to convert them. Raises `InterflowError`
     for a missing folder, one that cannot be read, and one without a photograph.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise InterflowError(f'{folder}: no such folder; check the path')
     files = sorted(_walk(folder, without))
     for suffixes, mend in _MENDS.items():

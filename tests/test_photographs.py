@@ -262,7 +262,7 @@ def test_adobe_rgb_without_a_profile_is_told(tmp_path):
     path = saved(tmp_path / 'a.jpg', PIXELS, exif=exif)
     with Image.open(path) as image:
         assert image.getexif().get_ifd(0xA005).get(1) == 'R03', 'the file does not say it'
-    assert read_photograph(path).notices == ('Adobe RGB without a profile (EXIF); the colours are taken as sRGB',)
+    assert read_photograph(path).notices == ('Adobe RGB by a tag alone; the colours are taken as sRGB',)
 
 
 # ---------------------------------------------------------------- what cannot be read

@@ -21,6 +21,7 @@ from interflow.cli.options import (
     SaveEvery,
     Seed,
     Steps,
+    Strict,
     app,
     describe_paths,
     override,
@@ -202,7 +203,7 @@ class UseOptions:
     Model = Annotated[Path, typer.Argument(
         help='folder of a trained SR network, or NAME:FILE for published weights')]
     Images = Annotated[Path, typer.Argument(
-        help='a picture or a folder of pictures, 8-bit RGB')]
+        help='a picture, or a folder of pictures with its sub-folders')]
     Large = Annotated[Path, typer.Argument(help='folder for the large pictures, PNG')]
     Factor = Annotated[float, typer.Option(
         help='how many times as large; within what the network was trained for')]
@@ -217,14 +218,20 @@ class UseOptions:
 def upscale_command(
     model: UseOptions.Model, images: UseOptions.Images, out: UseOptions.Large,
     factor: UseOptions.Factor = 3., tile: Tile = 640, ensemble: Ensemble = False,
-    device: Device = 'auto',
+    strict: Strict = False, device: Device = 'auto',
 ) -> None:
     """Enlarge your own pictures. Networks of constant size get them enlarged bicubically first;
-    LIIF and MetaSR as they are."""
+    LIIF and MetaSR as they are.
+
+    interflow upscale data/weights/rcan holiday holiday_large --factor 3
+    """
+    from interflow.photographs import Attempts
     from interflow.sr.networks import open_network
     from interflow.sr.use import upscale
-    written = upscale(open_network(model), images, out, factor, tile, ensemble, device)
+    attempts = Attempts(strict)
+    written = upscale(open_network(model), images, out, factor, tile, ensemble, device, attempts)
     typer.echo(f'{len(written)} pictures, {factor:g} times as large: {out}')
+    attempts.end()
 
 # %% ../../nbs/6_using/09_cli.sr.ipynb #d6e9732b
 @app.command('export')
