@@ -10,7 +10,13 @@ from safetensors.torch import save_file
 from torch import nn
 
 from interflow.cards import run_record
-from interflow.checkpoints import fingerprint, from_published, load_model, published_name, save_model
+from interflow.checkpoints import (
+    fingerprint,
+    from_published,
+    load_model,
+    published_name,
+    save_model,
+)
 from interflow.core import InterflowError, make_generator
 from interflow.model import InterFlow, InterFlowConfig
 from interflow.sr.networks import VARIANTS, build, load_network, save_network
@@ -157,3 +163,24 @@ def test_a_module_that_cannot_be_written_leaves_the_old_one(tmp_path):
     with pytest.raises(TypeError):
         save_module(tmp_path / 'net', nn.Linear(1, 1), Config())
     assert fingerprint(load_network(tmp_path / 'net')) == fingerprint(net) and not list(tmp_path.glob('.*'))
+
+
+def test_a_training_leaves_its_record_and_its_card(tmp_path):
+    from scenes import write_crops
+
+    from interflow.core import photographs
+    from interflow.data import simulate
+    from interflow.sr.sources import Source
+    from interflow.sr.training import SR_PRESETS, train_sr
+    from interflow.training import PRESETS, train_flow
+    photos = write_crops(tmp_path / 'photos', photographs('test')[:2], slice(200, 248), slice(300, 348))
+    scenes = simulate(photos, tmp_path / 'pairs', (2.1, 3.75))
+    short = dict(steps=2, batch_size=1, patch=32)
+    from dataclasses import replace
+    train_flow(scenes, tmp_path / 'flow', InterFlowConfig.tiny(), replace(PRESETS['tiny'], **short))
+    net, _ = train_sr([Source(scenes)], tmp_path / 'sr', 'vdsr', replace(SR_PRESETS['tiny'], **short))
+    for model in (load_model(tmp_path / 'flow/model'), load_network(tmp_path / 'sr/model')):
+        assert model.run['scenes'] == 2 and model.run['steps'] == 2 and model.run['settings']['training']['patch'] == 32 and 'loss' in model.run['results']
+        assert 'scenes' not in str(model.run['settings'])
+    card = (tmp_path / 'flow/model/README.md').read_text()
+    assert '2 steps' in card and 'loss' in card and 'patch: 32' in card

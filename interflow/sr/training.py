@@ -15,12 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..cards import run_record
 from ..core import InterflowError, pick_device
 from .batches import SRBatches
 from .networks import arbitrary, build, name_of, save_network
 from .sources import FlowSource, Source
 from .sources import read_pairs as read_pairs  # callers look for it here
-from ..training import TrainConfig, fit
+from ..training import TrainConfig, fit, plain
 
 # %% ../../nbs/4_super_resolution/15_sr.training.ipynb #4c73ba05
 Loss = tuple[Tensor, dict]      # the loss, and numbers to log, as `fit` wants it
@@ -70,6 +71,14 @@ def sr_preset(
     return presets[preset]
 
 # %% ../../nbs/4_super_resolution/15_sr.training.ipynb #a3e98430
+def _record(sources, settings, history):
+    "What the run leaves beside the weights: names of scenes once, not for each source again."
+    names = [scene.name for source in sources for scene in source.scenes]
+    told = [{name: value for name, value in source.items() if name != 'scenes'}
+            for source in settings['sources']]
+    return run_record(names, plain({**settings, 'sources': told}), history)
+
+
 def train_sr(
     sources: Sequence[Source | FlowSource],
     out: str | Path,                    # folder of the run, resumed when it holds the same run
@@ -96,5 +105,6 @@ def train_sr(
     loss = query_loss if arbitrary(net) else l1_loss
     history = fit(net, loss, batches, config, out, settings, device, f'train {name}')
     factors = sorted({factor for source in batches.sources for factor in source.range()})
+    net.run = _record(batches.sources, {'training': asdict(config), **settings}, history)
     save_network(Path(out) / 'model', net, factors)
     return net, history

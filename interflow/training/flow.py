@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from ..cards import run_record
 from ..checkpoints import fingerprint, save_model
 from ..core import InterflowError, make_generator
 from ..data import PairBatches, Scene
@@ -20,7 +21,7 @@ from ..gate import measure_photographs
 from ..losses import LossWeights, interflow_loss
 from ..model import InterFlow, InterFlowConfig
 from .loop import fit
-from .settings import TrainConfig
+from .settings import TrainConfig, plain
 
 # %% ../../nbs/2_flow/21_training.flow.ipynb #c506f63f
 def start_from(
@@ -68,5 +69,8 @@ def train_flow(
     def loss(model, batch, generator):
         return interflow_loss(model, batch, generator, weights)
     history = fit(model, loss, batches, config, out, settings, device, 'train the flow')
+    kept = {'training': plain(asdict(config)), **settings}
+    names = kept.pop('scenes')
+    model.run = run_record(names, plain(kept), history)
     save_model(Path(out) / 'model', model)
     return model, history
