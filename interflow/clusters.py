@@ -6,18 +6,18 @@
 __all__ = ['WHOLE', 'SILENCE', 'AGAIN', 'Engine', 'Share', 'split_share', 'import_ray', 'connect', 'put_once', 'outcome', 'call',
            'RayEngine', 'ray_engine']
 
-# %% ../nbs/1_photographs/24_clusters.ipynb #ca5c98a2
+# %% ../nbs/1_photographs/24_clusters.ipynb #f793ac06
 import importlib
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 from .core import InterflowError, explain
 
-# %% ../nbs/1_photographs/24_clusters.ipynb #cd170851
+# %% ../nbs/1_photographs/24_clusters.ipynb #fa4e1bb5
 class Engine(Protocol):
     """Calls a function once for each job, somewhere, and tells how many have ended.
 
@@ -35,7 +35,7 @@ class Engine(Protocol):
         "The codes so far."
         ...
 
-# %% ../nbs/1_photographs/24_clusters.ipynb #7ce38c2b
+# %% ../nbs/1_photographs/24_clusters.ipynb #4fac78c7
 class Share(NamedTuple):
     "Which part of the work."
     rank: int = 0       # number of this share
@@ -45,6 +45,14 @@ class Share(NamedTuple):
         "Its part of a list, or of a tensor along `axis`."
         mine = slice(self.rank, None, self.world)
         return things[(slice(None),) * axis + (mine,)] if axis else things[mine]
+
+    def whole(self, shape: Sequence[int], axis: int = 0) -> tuple[int, ...]:
+        "The shape of the whole of which this share, as large as the others, has `shape`."
+        return (*shape[:axis], shape[axis] * self.world, *shape[axis + 1:])
+
+    def told(self) -> 'dict[str, Share]':
+        "What a part of something says beside it: nothing where it is all."
+        return {} if self.world == 1 else {'share': self}
 
 
 WHOLE = Share()     # all of it
@@ -57,7 +65,7 @@ def split_share(
     "The shares of which `share` consists."
     return [Share(share.rank + share.world * k, share.world * count) for k in range(count)]
 
-# %% ../nbs/1_photographs/24_clusters.ipynb #b33614d2
+# %% ../nbs/1_photographs/24_clusters.ipynb #99a70d43
 SILENCE = {
     'RAY_USAGE_STATS_ENABLED': '0',         # else it reports to its makers
     'RAY_DEDUP_LOGS_SKIP_REGEX': '^',       # its logs: the engine says what matters
@@ -74,7 +82,7 @@ def import_ray() -> Any:        # the module
         raise InterflowError("engine ray: Ray is not installed; install it with "
                              "pip install 'interflow[cluster]'") from None
 
-# %% ../nbs/1_photographs/24_clusters.ipynb #693b8056
+# %% ../nbs/1_photographs/24_clusters.ipynb #967293ba
 def connect(
     address: str | None = None,     # 'HOST:PORT', 'auto'; 'local': a new one; None: any here
 ) -> Any:                           # the module `ray`
@@ -92,7 +100,7 @@ def connect(
                              'address') from None
     return ray
 
-# %% ../nbs/1_photographs/24_clusters.ipynb #60bf1426
+# %% ../nbs/1_photographs/24_clusters.ipynb #338800c2
 def put_once(
     put: Callable[[Any], Any],      # object -> reference, such as `ray.put`
     jobs: Iterable[tuple],          # arguments, a tuple for each job
@@ -106,7 +114,7 @@ def put_once(
             common[id(part)] = put(part)
     return [tuple(common.get(id(part), part) for part in job) for job in jobs]
 
-# %% ../nbs/1_photographs/24_clusters.ipynb #5546575e
+# %% ../nbs/1_photographs/24_clusters.ipynb #7d82953e
 def outcome(
     ray: Any,           # the module
     reference: Any,     # of a job that has ended
@@ -130,7 +138,7 @@ def call(
     "Call `function`; what it returns is lost, so that nothing is sent back."
     function(*arguments)
 
-# %% ../nbs/1_photographs/24_clusters.ipynb #7aa007a5
+# %% ../nbs/1_photographs/24_clusters.ipynb #4d68f441
 AGAIN = 5       # times that a job may lose its worker
 
 
@@ -181,7 +189,7 @@ def _settle(ended, number, lost):
         + ('it is done again' if again else f'given up after {AGAIN} more tries'))
     return None if again else 1
 
-# %% ../nbs/1_photographs/24_clusters.ipynb #77e597f6
+# %% ../nbs/1_photographs/24_clusters.ipynb #4aae8492
 def ray_engine(
     address: str | None,        # see `connect`
     device: str,                # 'auto', 'cpu' or 'cuda'

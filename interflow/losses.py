@@ -9,11 +9,13 @@ __all__ = ['dequantise', 'nll', 'bits_per_dim', 'information_bottleneck', 'reduc
 # %% ../nbs/2_flow/12_losses.ipynb #5a5dbb01
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .clusters import WHOLE, Share
 from .model import InterFlow
 from .prior import posterior
 
@@ -21,10 +23,13 @@ from .prior import posterior
 def dequantise(
     x: Tensor,           # 8-bit values in [0, 1], any shape
     generator: torch.Generator | None = None,
+    share: Share = WHOLE,       # which part `x` is of what is drawn for
+    axis: int = 0,              # along which it was shared out
 ) -> Tensor:
     "`x` plus uniform noise of one grey level's width (1/256), centred."
-    noise = torch.rand(x.shape, generator=generator, device=x.device, dtype=x.dtype)
-    return x + (noise - .5) / 256
+    noise = torch.rand(share.whole(x.shape, axis), generator=generator, device=x.device,
+                       dtype=x.dtype)
+    return x + (share.of(noise, axis) - .5) / 256
 
 # %% ../nbs/2_flow/12_losses.ipynb #66ac75a2
 def nll(
@@ -117,27 +122,29 @@ def mix(
     return (1 - a) * first + a * second
 
 # %% ../nbs/2_flow/12_losses.ipynb #f47c2698
-def _latents(model, z, cond, low, high, position, generator, weights):
+def _latents(model, z, cond, low, high, position, generator, weights, share):
     "What is decoded: the mixture; the centre of each factor; two draws of each factor."
     latents, prior = [mix(z[low], z[high], position)], model.prior
     if weights.pixel:
         latents += [model.restore(mean.expand(cond.shape), cond, factor)
                     for mean, factor in zip(prior.means, prior.factors)]
     if weights.crps:
-        latents += [model.restore(prior.sample(cond.shape, factor, generator), cond, factor)
+        shape = share.whole(cond.shape)
+        latents += [model.restore(share.of(prior.sample(shape, factor, generator)), cond, factor)
                     for _ in range(2) for factor in prior.factors]
     return latents
 
 
-def _decoded_terms(model, lr, z, cond, generator, weights):
+def _decoded_terms(model, lr, z, cond, generator, weights, share=WHOLE):
     "Consistency, and the pixel term and the CRPS where they have a weight."
     count, scenes = lr.shape[:2]
     order = torch.randperm(count, generator=generator, device=lr.device)[:2].sort().values.tolist()
     low, high = order[0], order[-1]
     # the factor is uniform, so is a
-    position = torch.rand(scenes, generator=generator, device=lr.device, dtype=lr.dtype)
-    target = dequantise(mix(lr[low], lr[high], position), generator)
-    latents = _latents(model, z, cond, low, high, position, generator, weights)
+    position = share.of(torch.rand(share.whole((scenes,)), generator=generator, device=lr.device,
+                                   dtype=lr.dtype))
+    target = dequantise(mix(lr[low], lr[high], position), generator, share)
+    latents = _latents(model, z, cond, low, high, position, generator, weights, share)
     decoded = model.decode(torch.cat(latents), cond).unflatten(0, (len(latents), scenes))
     terms = {'consistency': consistency(decoded[0], target)}
     if weights.pixel:
@@ -150,7 +157,8 @@ def _decoded_terms(model, lr, z, cond, generator, weights):
 # %% ../nbs/2_flow/12_losses.ipynb #3150d2ee
 def interflow_loss(
     model: InterFlow,
-    batch: dict[str, Tensor],     # hr (B, 3, H, W); lr (F, B, 3, H, W), F the model's factors
+    batch: dict[str, Any],        # hr (B, 3, H, W); lr (F, B, 3, H, W), F the model's factors;
+    #                               share, where it is a part of a larger batch
     generator: torch.Generator | None = None,
     weights: LossWeights = LossWeights(),
 ) -> tuple[Tensor, dict[str, Tensor]]:      # (total, terms), scalars
@@ -160,7 +168,8 @@ def interflow_loss(
     bits_per_dim. Source: InterFlow (Park et al. 2023), section 3; the pixel term HCFlow (Liang et
     al. 2021).
     """
-    lr = dequantise(batch['lr'], generator)
+    share = batch.get('share', WHOLE)
+    lr = dequantise(batch['lr'], generator, share, 1)
     count, scenes = lr.shape[:2]
     cond, pixels = model.condition(batch['hr']), lr.shape[-2] * lr.shape[-1]
     z, log_det = model.encode(lr.flatten(0, 1), cond)
@@ -170,7 +179,7 @@ def interflow_loss(
     log_prob = densities.gather(1, true[:, None])[:, 0] + log_det
     latents = z.unflatten(0, (count, scenes))
     terms = {'nll': nll(log_prob, pixels).mean(),
-             **_decoded_terms(model, lr, latents, cond, generator, weights),
+             **_decoded_terms(model, lr, latents, cond, generator, weights, share),
              'bottleneck': information_bottleneck(posterior(densities, pixels), true).mean()}
     total = terms['nll'] + sum(getattr(weights, name) * term
                                for name, term in terms.items() if name != 'nll')

@@ -10,12 +10,13 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..clusters import WHOLE, Share
 from ..core import InterflowError
 from .cache import PixelCache
 from .layouts import Scene, read_scene
@@ -89,14 +90,22 @@ class PairBatches:
         for scene in self.scenes:      # a bad pair is found before training, not in its midst
             check_patch(scene, read_scene(scene, self.factors, self.read), patch)
 
-    def __call__(self, step: int) -> dict[str, Tensor]:
-        "The batch of `step`: `hr` (B, 3, P, P) and `lr` (F, B, 3, P, P), float32 in [0, 1]."
+    def __call__(
+        self,
+        step: int,
+        share: Share = WHOLE,      # the samples to make: of the same batch, whatever the share
+    ) -> dict[str, Any]:
+        """The batch of `step`: `hr` (B, 3, P, P) and `lr` (F, B, 3, P, P), float32 in [0, 1].
+
+        A share of it says as `share` which one it is.
+        """
         random = np.random.default_rng([self.seed, step])
         chosen = random.integers(len(self.scenes), size=self.batch_size)
-        images = stack_crops([
+        crops = [
             crop_alike(read_scene(self.scenes[i], self.factors, self.read), self.patch, random)
-            for i in chosen])
-        return {'hr': images[0], 'lr': images[1:]}
+            for i in chosen]
+        images = stack_crops(share.of(crops))
+        return {'hr': images[0], 'lr': images[1:], **share.told()}
 
 # %% ../../nbs/1_photographs/28_data.crops.ipynb #29721929
 Batch = TypeVar('Batch')

@@ -8,12 +8,13 @@ __all__ = ['Window', 'cut_window', 'make_windows', 'ask_colours', 'draw_sample',
 # %% ../../nbs/4_super_resolution/14_sr.batches.ipynb #dc1056eb
 import hashlib
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..clusters import WHOLE, Share
 from ..core import InterflowError, make_generator, to_pixels, to_tensor
 from ..data import PixelCache, check_patch, crop_alike, read_scene, stack_crops
 from .networks import resize
@@ -55,6 +56,7 @@ def make_windows(
     pairs: Sequence[Window | list[np.ndarray]],     # of a batch: windows, and [HR, LR] crops
     seed: int,
     step: int,      # of the training; with the seed it decides the noise
+    places: Sequence[int] | None = None,    # of the pairs in the batch; None: this is all of it
 ) -> list[list[np.ndarray]]:
     "The batch with the [HR, LR] crops that flows make in the places of the windows."
     done = [[] if isinstance(pair, Window) else pair for pair in pairs]
@@ -65,7 +67,8 @@ def make_windows(
             groups.setdefault(key, []).append(i)
     for numbers in groups.values():
         windows = [pair for pair in (pairs[i] for i in numbers) if isinstance(pair, Window)]
-        for i, window, lr in zip(numbers, windows, _make_together(windows, numbers, seed, step)):
+        for i, window, lr in zip(numbers, windows, _make_together(
+                windows, [places[i] if places else i for i in numbers], seed, step)):
             images = window.images[0], to_pixels(lr)
             done[i] = [image[window.rows, window.columns] for image in images]
     return done
@@ -82,15 +85,16 @@ def _make_together(windows: list[Window], numbers: list[int], seed: int, step: i
 
 # %% ../../nbs/4_super_resolution/14_sr.batches.ipynb #32dceaf5
 def ask_colours(
-    pairs: Sequence[Sequence[np.ndarray]],      # [HR, LR] crops of any sizes, (H, W, 3) uint8
+    pairs: Sequence[Sequence],      # [HR, LR] crops of any sizes, (H, W, 3) uint8; without an LR
+    #                                 crop a pair only draws, so that the others' places stay
     patch: int,             # side of the reduced LR crops, pixels
     generator: torch.Generator,
 ) -> dict[str, Tensor]:     # lr (B, 3, P, P), coord and cell (B, P * P, 2), colour (B, P * P, 3)
     "The batch of a network of arbitrary scale."
     from interflow.sr.liif import sample_queries  # a network's room, not needed for the others
-    lr = torch.stack([resize(to_tensor(lr), (patch, patch)) for _, lr in pairs])
-    coord, cell, colour = zip(*(sample_queries(to_tensor(hr), patch ** 2, generator)
-                                for hr, _ in pairs))
+    asked = [sample_queries(to_tensor(hr), patch ** 2, generator) for hr, *_ in pairs]
+    coord, cell, colour = zip(*(one for one, (_, *lr) in zip(asked, pairs) if lr))
+    lr = torch.stack([resize(to_tensor(pair[1]), (patch, patch)) for pair in pairs if pair[1:]])
     return {'lr': lr, 'coord': torch.stack(coord), 'cell': torch.stack(cell),
             'colour': torch.stack(colour)}
 
@@ -112,6 +116,13 @@ def draw_sample(
     factors = source.of(scene)
     factor = factors[int(random.integers(len(factors)))]
     return crop_alike(read_scene(scene, (factor,), read), side(factor), random)
+
+
+def _hr_alone(drawn):
+    "[HR] of a sample that somebody else makes."
+    if isinstance(drawn, Window):
+        return [drawn.images[0][drawn.rows, drawn.columns]]
+    return drawn[:1]
 
 # %% ../../nbs/4_super_resolution/14_sr.batches.ipynb #221456cd
 def hash_images(
@@ -155,16 +166,24 @@ class SRBatches:
                 images = read_scene(scene, source.of(scene), self.read)
                 check_patch(scene, images, self._side(source.range()[-1]))
 
-    def __call__(self, step: int) -> dict[str, Tensor]:
-        "The batch of `step`."
+    def __call__(
+        self,
+        step: int,
+        share: Share = WHOLE,   # the samples to make: of the same batch, whatever the share
+    ) -> dict[str, Any]:
+        "The batch of `step`; a share of it says as `share` which one it is."
         random = np.random.default_rng([self.seed, step])
         drawn = [draw_sample(self.sources, self.shares, self._side, self.read, random)
                  for _ in range(self.batch_size)]
-        pairs = make_windows(drawn, self.seed, step)
+        places = share.of(range(self.batch_size))
+        pairs = make_windows(share.of(drawn), self.seed, step, places)
         if self.queries:
-            return ask_colours(pairs, self.patch, make_generator(self.seed, 'queries', step))
+            others = [_hr_alone(pair) for pair in drawn]
+            known = {**dict(enumerate(others)), **dict(zip(places, pairs))}
+            generator = make_generator(self.seed, 'queries', step)
+            return ask_colours(list(known.values()), self.patch, generator) | share.told()
         hr, lr = stack_crops(pairs)
-        return {'hr': hr, 'lr': lr}
+        return {'hr': hr, 'lr': lr, **share.told()}
 
     def _side(self, factor: float) -> int:
         return round(self.patch * factor) if self.queries else self.patch
