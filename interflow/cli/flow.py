@@ -24,6 +24,7 @@ from interflow.cli.options import (
 )
 from ..core import pick_device
 from ..data import parse_factors
+from ..files import guard_folder
 
 # %% ../../nbs/6_using/07_cli.flow.ipynb #acea712c
 class SimulateOptions:
@@ -91,6 +92,7 @@ def train(
     from interflow.losses import LossWeights
     from interflow.model import InterFlowConfig
     from interflow.training import PRESETS, train_flow
+    guard_folder(out, [*data, init] if init else data)
     config = override(choose(PRESETS, preset), steps=steps, batch_size=batch_size, patch=patch,
                       learning_rate=learning_rate, save_every=save_every, recompute=recompute,
                       seed=seed)

@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import shutil
+import tempfile
 import time
 import zlib
 from contextlib import suppress
@@ -21,21 +22,26 @@ from pathlib import Path
 import numpy as np
 
 from ..core import read_pixels, whole_file
+from ..photographs import read_photograph
 
 # %% ../../nbs/1_photographs/27_data.cache.ipynb #dadb8b00
 def cache_folder() -> Path:
     """Where decoded images are kept.
 
     The folder INTERFLOW_CACHE, else `interflow` in the user's cache folder (XDG_CACHE_HOME or
-    ~/.cache).
+    ~/.cache); for a user without a home in the folder for temporary files.
     """
     if own := os.environ.get('INTERFLOW_CACHE'):
         return Path(own)
-    return Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'interflow'
+    try:
+        return Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'interflow'
+    except RuntimeError:        # no home
+        return Path(tempfile.gettempdir()) / 'interflow'
 
 
 def cache_file(
     path: str | Path,      # of an image
+    kind: str = '',        # of decoding it, where it is not `read_pixels`
 ) -> Path:
     """The file for the decoded pixels of the image as it is now.
 
@@ -43,7 +49,8 @@ def cache_file(
     """
     place = os.path.realpath(path)
     state = os.stat(place)      # an unpacked archive may bring back an old mtime; the ctime tells
-    identity = json.dumps([place, state.st_size, state.st_mtime_ns, state.st_ctime_ns])
+    identity = json.dumps([place, state.st_size, state.st_mtime_ns, state.st_ctime_ns,
+                           *([kind] if kind else [])])
     name = hashlib.sha256(identity.encode()).hexdigest()[:32]
     return cache_folder() / 'pixels' / f'{name}.npy'
 
@@ -95,17 +102,24 @@ def _warn(folder, reason):
         'again; make room or name another folder in INTERFLOW_CACHE')
 
 
+def _upright(path):
+    return np.ascontiguousarray(read_photograph(path).srgb().pixels)
+
+
+_DECODE = {'': lambda path: read_pixels(path), 'photograph': _upright}
+
+
 @lru_cache(maxsize=128)
-def _open(path, file):
+def _open(path, file, kind):
     """The pixels of the image `path`, mapped from `file`, which is made where it is missing.
 
     Decoded where that is impossible.
     """
     with suppress(OSError, ValueError):
         return _map(file)
-    pixels = read_pixels(path)
+    pixels = _DECODE[kind](path)
     try:
-        if cache_file(path) == file:        # else the image was changed meanwhile
+        if cache_file(path, kind) == file:      # else the image was changed meanwhile
             _store(file, pixels)
             return _map(file)
     except (OSError, ValueError) as fault:
@@ -121,13 +135,20 @@ class PixelCache:
     """
 
     def __init__(self) -> None:
-        self.files: dict[str | Path, Path] = {}
+        self.files: dict[tuple[str | Path, str], Path] = {}
 
     def __call__(self, path: str | Path) -> np.ndarray:
         "The pixels of the image file `path`, (H, W, 3) uint8."
-        if path not in self.files:
+        return self._read(path, '')
+
+    def photograph(self, path: str | Path) -> np.ndarray:
+        "The pixels of the photograph `path`, upright, in sRGB: (H, W, 3) uint8."
+        return self._read(path, 'photograph')
+
+    def _read(self, path, kind):
+        if (path, kind) not in self.files:
             try:
-                self.files[path] = cache_file(path)
+                self.files[path, kind] = cache_file(path, kind)
             except OSError:
-                return read_pixels(path)        # which says what is wrong with it
-        return _open(path, self.files[path])
+                return _DECODE[kind](path)      # which says what is wrong with it
+        return _open(path, self.files[path, kind], kind)

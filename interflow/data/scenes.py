@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..core import InterflowError, read_pixels, to_pixels, to_tensor
+from ..photographs import read_photograph
 
 # %% ../../nbs/1_photographs/13_data.scenes.ipynb #fb9dbd78
 FACTOR_OF_LABEL = {2: 2.1, 3: 3.0, 4: 3.75}     # RealSR's folders: 105 mm / 50, 35, 28 mm
@@ -100,6 +101,14 @@ def enlarge(
     return to_pixels(resize(to_tensor(pixels), size))
 
 # %% ../../nbs/1_photographs/13_data.scenes.ipynb #d68c2611
+def _read_hr(scene, read):
+    "HR as it is stored; where it stands alone as a photograph: upright, in sRGB, of any kind."
+    if scene.lr:
+        return read(scene.hr)
+    photograph = getattr(read, 'photograph', None)
+    return photograph(scene.hr) if photograph else read_photograph(scene.hr).srgb().pixels
+
+
 def _read_lr(scene, factor, hr, read):
     "LR as it is stored. `InterflowError` where its size and that of `hr` do not belong together."
     path = scene.at(factor)
@@ -124,7 +133,7 @@ def read_stored(
     together.
     """
     scene.at(factor)        # what is missing is told before anything is decoded
-    hr = read(scene.hr)
+    hr = _read_hr(scene, read)
     return hr, _read_lr(scene, factor, hr, read)
 
 # %% ../../nbs/1_photographs/13_data.scenes.ipynb #56d30b3d
@@ -135,11 +144,13 @@ def read_scene(
 ) -> list[np.ndarray]:                                     # HR, then LR; (H, W, 3) uint8 each
     """The pixels of one scene on the HR grid: `[hr, lr at factors[0], ...]`.
 
-    A smaller LR image is enlarged bicubically. Raises `InterflowError` as `read_stored` does.
+    A smaller LR image is enlarged bicubically. HR without LR images is a photograph: it is read
+    upright and in sRGB, of any kind; the images of a pair are 8-bit RGB as stored. Raises
+    `InterflowError` as `read_stored` does.
     """
     for factor in factors:
         scene.at(factor)
-    hr = read(scene.hr)
+    hr = _read_hr(scene, read)
     images, keep = [hr], getattr(read, 'enlarged', None)
     for factor in factors:
         lr = _read_lr(scene, factor, hr, read)

@@ -20,6 +20,8 @@ from interflow.judging.report import (  # noqa: F401  one door to all of them
     COLUMNS,
     draw_judgement,
     format_judgement,
+    is_judgement,
+    judgement_files,
     write_judgement,
 )
 from interflow.judging.scenes import (  # noqa: F401

@@ -8,14 +8,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..core import whole_file, write_csv, write_json
+from ..core import InterflowError, read_json, whole_file, write_csv, write_json
 from .scores import Judgement
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # %% auto #0
-__all__ = ['COLUMNS', 'format_judgement', 'draw_judgement', 'write_judgement']
+__all__ = ['COLUMNS', 'format_judgement', 'draw_judgement', 'judgement_files', 'is_judgement', 'write_judgement']
 
 # %% ../../nbs/3_degradation/14_judging.report.ipynb #7e21720e
 COLUMNS = {'ratio': ('variance', '.2f'), 'worst_texture': ('worst fifth', '.2f'),
@@ -100,6 +100,25 @@ def draw_judgement(
     plt.close(figure)
     return figure
 
+# %% ../../nbs/3_degradation/14_judging.report.ipynb #d1b3c06f
+def judgement_files(
+    out: str | Path,        # folder
+    name: str = 'judge',    # of the files
+) -> list[Path]:
+    "The files of a judgement: rows (.csv), all of it (.json), table (.txt) and figure (.png)."
+    return [Path(out) / f'{name}{suffix}' for suffix in ('.csv', '.json', '.txt', '.png')]
+
+
+def is_judgement(
+    path: Path,     # one of `judgement_files`
+) -> bool:
+    "Whether a file belongs to an earlier judgement, which may be replaced: its .json tells."
+    try:
+        found = read_json(path.with_name(f'{path.stem}.json'))
+    except (InterflowError, OSError):
+        return False
+    return isinstance(found, dict) and {'settings', 'summary', 'curves'} <= found.keys()
+
 # %% ../../nbs/3_degradation/14_judging.report.ipynb #d577270d
 def write_judgement(
     judgement: Judgement,
@@ -111,13 +130,13 @@ def write_judgement(
 
     Each file is written whole or not at all.
     """
-    out = Path(out)
-    write_csv(out / f'{name}.csv', judgement.rows)
+    table, data, text, figure = judgement_files(out, name)
+    write_csv(table, judgement.rows)
     curves = {f'{kind} x{factor:g}': drawn
               for (kind, factor), drawn in judgement.curves.items()}
     found = {'settings': settings, 'summary': judgement.summary, 'curves': curves}
-    write_json(out / f'{name}.json', found)
-    with whole_file(out / f'{name}.txt') as temporary:
+    write_json(data, found)
+    with whole_file(text) as temporary:
         temporary.write_text(format_judgement(judgement.summary) + '\n', encoding='utf-8')
-    with whole_file(out / f'{name}.png') as temporary:
+    with whole_file(figure) as temporary:
         draw_judgement(judgement).savefig(temporary, dpi=96, format='png')

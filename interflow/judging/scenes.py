@@ -26,6 +26,7 @@ from ..data import Scene, read_scene
 from ..generation import generate_scene
 from ..model import InterFlow
 from ..paths import find_path
+from ..photographs import read_photograph
 from ..sets import read_records
 
 # %% ../../nbs/3_degradation/12_judging.scenes.ipynb #9e4b8d4b
@@ -91,9 +92,12 @@ def open_studio(
     camera: str,        # its name
     seed: int,
 ) -> Studio:
-    "The middle of a photograph, ready to be shot."
-    photo = read_image(file)
-    view = central_view(*photo.shape[-2:])
+    "The middle of a photograph, upright and in sRGB, ready to be shot."
+    photo = to_tensor(read_photograph(file).srgb().pixels)
+    try:
+        view = central_view(*photo.shape[-2:])
+    except InterflowError as fault:
+        raise InterflowError(f'{file}: {fault}') from None
     return Studio(Path(file).stem, view.cut(photo).contiguous(), view, camera, seed)
 
 

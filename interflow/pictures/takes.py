@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from ..camera import Camera, shoot
-from ..core import make_generator, read_image
+from ..core import make_generator, to_tensor
 from ..losses import dequantise
 from ..model import InterFlow
+from ..photographs import read_photograph
 
 # %% ../../nbs/5_seeing/13_pictures.takes.ipynb #7c7725e2
 def middle(image: Tensor, size: int) -> Tensor:
@@ -47,7 +48,8 @@ class Takes:
         camera: str = 'canon',
     ) -> None:
         self.model, self.camera = model, camera
-        self.photos = {path.stem: middle(read_image(path), size) for path in paths}
+        read = {path.stem: read_photograph(path).srgb().pixels for path in paths}
+        self.photos = {scene: middle(to_tensor(pixels), size) for scene, pixels in read.items()}
         self.hr = {scene: self.shot(scene, 1.) for scene in self.photos}
         self.conditions = {scene: model.condition(hr[None]) for scene, hr in self.hr.items()}
         self.all = model.condition(torch.stack([*self.hr.values()]))

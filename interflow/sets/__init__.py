@@ -23,6 +23,7 @@ from ..data import Scene, begin_folder, read_scene
 from ..generation import LatentStatistics
 from ..model import InterFlow
 from ..paths import PATHS, find_path
+from ..photographs import glance
 
 # %% ../../nbs/3_degradation/11_sets.ipynb #928663e7
 from ..gate import ANY as ANY
@@ -73,6 +74,16 @@ def _glance(path):
         pass        # `read_pixels` says what is wrong
     return read_pixels(path)
 
+
+class _Glance:
+    "Reads scenes as `read_scene` does, for their errors and sizes alone."
+
+    def __call__(self, path):
+        return _glance(path)
+
+    def photograph(self, path):
+        return glance(path).pixels
+
 # %% ../../nbs/3_degradation/11_sets.ipynb #58251c36
 def _path_with(images):
     "The first path that needs so many LR images of a scene."
@@ -104,7 +115,7 @@ def check_scenes(
         raise InterflowError('scenes: two have the same name; rename one')
     for scene in scenes:
         _check_photographs(scene, known(scene), path, model.prior.factors if model else ())
-        read_scene(scene, known(scene), _glance)    # unreadable files and sizes that differ
+        read_scene(scene, known(scene), _Glance())  # unreadable files and sizes that differ
 
 # %% ../../nbs/3_degradation/11_sets.ipynb #1066a606
 def _digest(data):

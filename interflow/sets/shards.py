@@ -23,6 +23,7 @@ from torch import Tensor
 from ..core import encode_image, read_pixels, to_tensor, whole_file, write_image
 from ..data import Scene
 from ..gate import Reference, judge
+from ..photographs import glance, read_photograph
 from .manifest import Recorder
 from .plans import Job, SetConfig
 
@@ -74,13 +75,15 @@ class Pool:
 def link_hr(
     source: Path,       # the scene's HR image
     target: Path,       # where the set wants it
+    alone: bool = False,    # a photograph without LR images, which was read upright and in sRGB
 ) -> None:
-    "`target` as a hard link; a copy where that cannot be (another disk), or another format."
+    "`target` as a hard link; a copy where that cannot be (another disk), or with other pixels."
     if target.exists():
         return
     target.parent.mkdir(parents=True, exist_ok=True)
-    if source.suffix.lower() != target.suffix:
-        write_image(target, to_tensor(read_pixels(source)))
+    if source.suffix.lower() != target.suffix or (alone and not glance(source).stored):
+        pixels = read_photograph(source).srgb().pixels if alone else read_pixels(source)
+        write_image(target, to_tensor(pixels))
         return
     try:
         os.link(source, target)
@@ -156,7 +159,7 @@ def finish_image(
     if torch.isfinite(image).all():      # else there are no pixels
         record['sha256'] = _write(image, job, factor, context, reason is None)
         if reason is None:
-            link_hr(scene.hr, context.kept / job.hr)
+            link_hr(scene.hr, context.kept / job.hr, not scene.lr)
     context.recorder.add(record)
 
 # %% ../../nbs/3_degradation/09_sets.shards.ipynb #d93ebff4

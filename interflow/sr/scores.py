@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Measure', 'MEASURES', 'LABELS', 'PUBLISHED', 'BASELINE', 'KEYS', 'check_measures', 'read_pair', 'evaluate',
-           'read_rows']
+           'read_rows', 'is_table']
 
 # %% ../../nbs/4_super_resolution/17_sr.scores.ipynb #9c8a6625
 import csv
@@ -129,3 +129,14 @@ def read_rows(
     except (KeyError, TypeError, ValueError):
         raise InterflowError(f'{path}: not a table of an evaluation; its columns are network, '
                              f'factor, scene and measures of {", ".join(MEASURES)}') from None
+
+
+def is_table(
+    path: Path,     # of a file
+) -> bool:
+    "Whether a file is a table of rows that `evaluate` gave, which may be replaced by a new one."
+    try:
+        with open(path, encoding='utf-8', newline='') as file:
+            return file.readline().startswith(','.join(KEYS))
+    except (OSError, UnicodeDecodeError):
+        return False
