@@ -253,8 +253,8 @@ class _Inputs:
     def compare(self, output):
         "The path of `output` in which links are followed. `InterflowError`: see `guard_outputs`."
         if same := self.files.get(_identity(output)):
-            raise InterflowError(f'{output}: is the input {same}, which would be overwritten; '
-                                 'choose another place')
+            raise InterflowError(f'{output}: is an input as well, {same}, and would be written '
+                                 'over; choose another place')
         real = Path(os.path.realpath(output))
         above = [folder for folder in real.parents if os.path.lexists(folder)]
         for folder in above:

@@ -8,7 +8,6 @@ __all__ = ['MAX_BYTES', 'MAX_PIXELS', 'MIN_SIDE', 'KINDS', 'short', 'check_bytes
 # %% ../../nbs/5_seeing/03_explorer.gallery.ipynb #ba2be319
 import itertools
 import re
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,11 +15,12 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from ..camera import shoot
 from ..core import InterflowError, photographs, read_pixels, to_tensor
+from ..photographs import read_photograph
 
 # %% ../../nbs/5_seeing/03_explorer.gallery.ipynb #71956bcf
 MAX_BYTES, MAX_PIXELS, MIN_SIDE = 20_000_000, 50_000_000, 64
@@ -48,35 +48,26 @@ def decode_upload(
     name: str | Path,       # for messages
     data: bytes,            # the whole file
 ) -> np.ndarray:            # (H, W, 3) uint8
-    """The pixels of an uploaded file, turned upright; nothing is written to disk.
+    """The pixels of an uploaded file, upright and in sRGB; nothing is written to disk.
 
     Raises `InterflowError` for more than MAX_BYTES or MAX_PIXELS, sides below MIN_SIDE, other
-    kinds of file than KINDS, 16-bit pixels, damaged files.
+    kinds of file than KINDS, float pixels, damaged files.
     """
     name = short(name)
     check_bytes(name, len(data))
     try:
-        with warnings.catch_warnings():
-            # our own limit is the lower one
-            warnings.simplefilter('ignore', Image.DecompressionBombWarning)
-            with Image.open(BytesIO(data), formats=KINDS) as image:
-                _check_header(name, image)
-                return np.asarray(ImageOps.exif_transpose(image).convert('RGB'))
-    except InterflowError:
-        raise
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        with Image.open(BytesIO(data), formats=KINDS) as image:
+            width, height = image.size      # by the header: nothing is decoded yet
+    except Image.DecompressionBombError:
+        raise InterflowError(f'{name}: too many pixels; give {MAX_PIXELS / 1e6:.0f} million '
+                             'or less') from None
+    except Exception:       # a damaged header can raise anything inside Pillow
         raise InterflowError(f'{name}: not a readable image; give a whole file of the kind '
                              f'{", ".join(KINDS)}') from None
-
-
-def _check_header(name: str, image: Image.Image) -> None:
-    "`InterflowError` for a size or a mode that is not taken; nothing is decoded yet."
-    width, height = image.size
     if width * height > MAX_PIXELS or min(width, height) < MIN_SIDE:
         raise InterflowError(f'{name}: {width}x{height} pixels; give {MIN_SIDE} a side or more, '
                              f'{MAX_PIXELS / 1e6:.0f} million or less')
-    if image.mode not in ('RGB', 'RGBA', 'L', 'LA', 'P', '1'):
-        raise InterflowError(f'{name}: pixels of mode {image.mode}; convert it to 8-bit RGB first')
+    return read_photograph(data, name).srgb().pixels
 
 # %% ../../nbs/5_seeing/03_explorer.gallery.ipynb #9dd9cf62
 @dataclass(frozen=True)
