@@ -19,15 +19,15 @@ from ..core import InterflowError
 from ..files import explain
 
 # %% ../../nbs/6_using/30_cli.ipynb #9d2baee5
-from .importing import import_command as import_command
-
 from .flow import FlowPreset as FlowPreset
-from .flow import simulate as simulate
 from .flow import train as train
+from .importing import import_command as import_command
 from .sets import generate as generate
 from .sets import judge_command as judge_command
 from .sets import read_statistics as read_statistics
 from .sets import share_of_work as share_of_work
+from .simulate import camera_command as camera_command
+from .simulate import simulate_command as simulate_command
 from .sr import Ensemble as Ensemble
 from .sr import Measures as Measures
 from .sr import Preset as Preset

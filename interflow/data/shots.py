@@ -7,6 +7,7 @@ __all__ = ['name_scenes', 'Simulation', 'Shot', 'shots_of', 'check_simulation', 
 
 # %% ../../nbs/1_photographs/16_data.shots.ipynb #7b62c123
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from ..photographs import list_photographs
 # %% ../../nbs/1_photographs/16_data.shots.ipynb #c55d559f
 def name_scenes(
     photos: str | Path | Sequence[Path],    # a folder with its sub-folders, or files
-    say: Say = tell,                        # is told of files that cannot be read
+    say: Say = tell,                        # is told of files that cannot be read, and of twins
 ) -> dict[str, Path]:                       # name of the scene -> its photograph
     "Raises `InterflowError` for two photographs of one name."
     if isinstance(photos, (str, Path)):
@@ -28,13 +29,18 @@ def name_scenes(
                  for path in list_photographs(photos, say)]
     else:
         named = [(path.name, path) for path in photos]
+    stems = Counter(name.removesuffix(path.suffix) for name, path in named)
+    if twins := [stem for stem, count in stems.items() if count > 1]:
+        say(f'{twins[0]}: {stems[twins[0]]} files differ in their ending alone ({len(twins)} such '
+            'names); each is a scene, and its name keeps the ending')
     scenes: dict[str, Path] = {}
     for name, path in named:
-        name = name.removesuffix(path.suffix)
-        if name in scenes:
-            raise InterflowError(f'{path}: {scenes[name].name} gives a scene of the same name, '
-                                 f'{name}; rename one of the two')
-        scenes[name] = path
+        stem = name.removesuffix(path.suffix)
+        scene = stem if stems[stem] == 1 else name
+        if scene in scenes:
+            raise InterflowError(f'{path}: {scenes[scene]} gives a scene of the same name, '
+                                 f'{scene}; rename one of the two')
+        scenes[scene] = path
     return scenes
 
 # %% ../../nbs/1_photographs/16_data.shots.ipynb #70a815e5
@@ -102,12 +108,11 @@ def check_simulation(simulation: Simulation) -> None:
 def settings_of(simulation: Simulation) -> dict:
     "What decides the bytes of the set, as its set.json keeps it."
     one = simulation
-    settings = dict(camera=one.camera.name, seed=one.seed, factors=list(one.factors),
+    camera = json.loads(json.dumps(asdict(one.camera)))      # lists, as JSON has them
+    settings = dict(camera=camera, seed=one.seed, factors=list(one.factors),
                     photos=list(one.photos))
     settings |= {} if one.scale == 1 else {'scale': one.scale}
-    settings |= {} if one.takes == 1 else {'takes': one.takes}
-    numbers = json.loads(json.dumps(asdict(one.camera)))      # lists, as JSON has them
-    return settings | {f'camera.{key}': value for key, value in numbers.items() if key != 'name'}
+    return settings | ({} if one.takes == 1 else {'takes': one.takes})
 
 
 def begin_set(simulation: Simulation) -> None:
@@ -115,8 +120,8 @@ def begin_set(simulation: Simulation) -> None:
     settings, out = settings_of(simulation), simulation.out
     if (out / 'set.json').exists():
         stored = read_json(out / 'set.json')
-        if 'camera.pitch' not in stored:    # of before the camera was stored as a whole
-            settings = {key: value for key, value in settings.items() if key[:7] != 'camera.'}
+        if isinstance(stored.get('camera'), str):    # of before it was stored as a whole
+            settings['camera'] = simulation.camera.name
         others = sorted(set(stored.get('photos', ())) ^ set(settings['photos']))
         if others:
             raise InterflowError(f'{out}: holds a run with other photographs ({others[0]} is in '

@@ -6,7 +6,6 @@
 __all__ = ['reduced', 'photograph_scene', 'Outcome', 'Processing', 'simulate']
 
 # %% ../../nbs/1_photographs/26_data.simulation.ipynb #abc4d222
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,7 +32,7 @@ from .factors import Say, tell
 from .layouts import Scene, read_set
 from .shots import Simulation, begin_set, check_simulation, name_scenes, shots_of
 from ..files import explain, guard_folder, link_file
-from ..photographs import Attempts, read_photograph
+from ..photographs import Attempts, read_photograph, sift
 
 # %% ../../nbs/1_photographs/26_data.simulation.ipynb #24218ce1
 def reduced(
@@ -105,18 +104,16 @@ def _alone(simulation, scenes):
         yield Outcome('', fault=explain(fault))
 
 
-def _share(parent, simulation, scenes, outcomes):
-    "One process of several; it ends with its parent, even one that was killed."
+def _share(simulation, scenes, outcomes):
+    "One process of several."
     for outcome in _alone(simulation, scenes):
         outcomes.put(outcome)
-        if os.getppid() != parent:
-            return
 
 
 def _together(simulation, scenes, processes):
     "The outcomes of scenes that several processes photograph."
     outcomes = torch.multiprocessing.get_context('spawn').SimpleQueue()
-    jobs = [(os.getpid(), simulation, scenes[k::processes], outcomes) for k in range(processes)]
+    jobs = [(simulation, scenes[k::processes], outcomes) for k in range(processes)]
     for codes in in_processes(_share, jobs, processes):
         while not outcomes.empty():
             yield outcomes.get()
@@ -179,6 +176,8 @@ def simulate(
                             camera, seed, scale, takes)
     check_simulation(simulation)
     guard_folder(out, [photos] if isinstance(photos, (str, Path)) else photos)
+    if how.strict:      # every photograph is decoded before anything is written
+        sift(simulation.photos.values(), Attempts(True, lambda line: None))
     begin_set(simulation)
     for torn in simulation.out.rglob('.*.part'):     # of a run that was killed
         torn.unlink(missing_ok=True)
