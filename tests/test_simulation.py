@@ -61,11 +61,11 @@ def run(monkeypatch, capsys, *words):
 # ---------------------------------------------------------------- processes and memory
 
 def test_any_number_of_processes_makes_the_same_bytes(photos, tmp_path):
-    for processes in (1, 3):
+    for processes in (1, 2):
         scenes = simulate(photos, tmp_path / f'set{processes}', (2.1, 3.), takes=2, how=Processing(processes))
         assert len(scenes) == 8
-    assert content(tmp_path / 'set1') == content(tmp_path / 'set3') and len(content(tmp_path / 'set1')) == 4 * 2 * 3
-    assert (tmp_path / 'set1/set.json').read_bytes() == (tmp_path / 'set3/set.json').read_bytes()
+    assert content(tmp_path / 'set1') == content(tmp_path / 'set2') and len(content(tmp_path / 'set1')) == 4 * 2 * 3
+    assert (tmp_path / 'set1/set.json').read_bytes() == (tmp_path / 'set2/set.json').read_bytes()
 
 
 def test_a_shot_depends_on_seed_and_name_alone(photos, tmp_path):

@@ -98,9 +98,10 @@ def main() -> None:
             stream.reconfigure(errors='backslashreplace')
     try:
         app()
+    except SystemExit as end:       # what typer makes of Ctrl-C
+        if end.code == 130:
+            typer.echo('interflow: interrupted; the same command goes on where it was', err=True)
+        raise
     except (InterflowError, OSError, UnicodeEncodeError) as fault:
         typer.echo(f'interflow: {explain(fault)}', err=True)
         sys.exit(getattr(fault, 'exit_code', 2))
-    except KeyboardInterrupt:
-        typer.echo('interflow: interrupted; the same command goes on where it was', err=True)
-        sys.exit(130)
