@@ -8,7 +8,7 @@ OLDEST := $(shell sed -n 's/^min_python *= *//p' settings.ini)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lab explorer prepare bench bench-full
+.PHONY: help demo test lab explorer prepare bench bench-full bench-gpu
 
 help:  ## this list
 	@echo 'interflow: what make can do here'
@@ -37,6 +37,9 @@ bench: $(READY)  ## what the model costs, into benchmarks/cost.json and cost.png
 
 bench-full: $(READY)  ## the same, with torch.compile and a 2048x1536 scene
 	@$(BIN)/python benchmarks/cost.py --full
+
+bench-gpu: $(READY)  ## what a graphics card gives, into benchmarks/gpu.json (ten minutes, on a machine with CUDA)
+	@$(BIN)/python benchmarks/gpu.py
 
 # One notebook: run and stored, or left as it was and named.
 STORE = $(BIN)/jupyter-nbconvert --to notebook --execute --inplace --log-level=ERROR \

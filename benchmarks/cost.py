@@ -220,40 +220,6 @@ def measure_import(rounds=3):
     return seconds
 
 
-def measure_cuda():
-    "On a GPU: training steps a second, nineteen factors, and the largest difference to the CPU; None without one."
-    if not torch.cuda.is_available():
-        return None
-    rows, modes = {}, {'float32': (False, False), 'TF32': (True, False), 'bf16': (True, True)}
-    for mode, (tf32, autocast) in modes.items():
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
-        model = make_model('paper').to('cuda').train()
-        for batch in (8, 16):
-            given = [image.to('cuda') for image in images(batch, 160)]
-            rows[f'steps/s, batch {batch}, {mode}'] = 1 / _cuda_seconds(partial(train_step, model, *given, autocast=autocast))
-        model.eval()
-        for size in (160, 1024):
-            given = [image.to('cuda') for image in images(1, size)]
-            with torch.autocast('cuda', torch.bfloat16, enabled=autocast):
-                rows[f's, 19 factors, {size}x{size}, {mode}'] = _cuda_seconds(partial(nineteen, model, *given))
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    given = images(1, 160)
-    here, there = nineteen(make_model('paper'), *given), nineteen(make_model('paper').to('cuda'), *(image.to('cuda') for image in given))
-    return {'device': torch.cuda.get_device_name(), 'difference to the CPU': max((a - b.cpu()).abs().max().item() for a, b in zip(here, there)), **rows}
-
-
-def _cuda_seconds(function, rounds=10):
-    function()
-    best = float('inf')
-    for _ in range(rounds):
-        torch.cuda.synchronize()
-        start = time.perf_counter()
-        function()
-        torch.cuda.synchronize()
-        best = min(best, time.perf_counter() - start)
-    return best
-
-
 def measure(rounds):
     "Everything that takes less than five minutes together, as one dict of plain numbers."
     started, result = time.perf_counter(), {'torch': torch.__version__, 'threads': torch.get_num_threads(), 'bf16 instructions': torch.cpu._is_avx512_bf16_supported()}
@@ -273,7 +239,6 @@ def measure(rounds):
     note('curves, E', measure_curves())
     note('import, s', measure_import())
     note('data', patches.measure())
-    note('cuda', measure_cuda())
     return json.loads(json.dumps(result))
 
 
