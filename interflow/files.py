@@ -77,6 +77,10 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     try:
         yield temporary
         os.replace(temporary, path)
+    except OSError as fault:    # a full disk does not say at which file
+        if fault.filename in (None, temporary, str(temporary)):
+            fault.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -9,17 +9,18 @@ import sys
 import time
 import weakref
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from interflow import data
+from interflow import costs, data
 from interflow.camera import CAMERAS, MEASURED, get_camera
 from interflow.cameras import KEYS, describe_camera, find_camera, read_camera
 from interflow.cli import main
 from interflow.core import InterflowError
-from interflow.data import Processing, costs, read_set, shots, simulate, simulation
+from interflow.data import Processing, read_set, simulate, simulation
 from interflow.photographs import LeftAside, read_photograph
 
 
@@ -129,9 +130,9 @@ def test_a_killed_process_and_a_full_disk_end_it_in_one_line(photos, tmp_path, m
     with pytest.raises(InterflowError, match='code -9.*fewer --processes'):
         simulate(photos, tmp_path / 'killed', (2.1,), how=Processing(2))
 
-    def full(path, image):
+    def full(path, values):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    monkeypatch.setattr(simulation, 'write_image', full)
+    monkeypatch.setattr(Path, 'write_bytes', full)
     with pytest.raises(InterflowError, match=r'set/HR/p0.png: the disk is full'):
         simulate(photos, tmp_path / 'set', (2.1,))
 
@@ -314,7 +315,7 @@ def test_the_command_prints_a_camera_that_it_reads(tmp_path, monkeypatch, capsys
 # ---------------------------------------------------------------- cost
 
 def test_the_cost_is_known_before_and_told_when_it_is_large(photos, tmp_path):
-    plan = shots.Simulation(shots.name_scenes(photos), tmp_path / 'set', (1., 2.1, 3.), get_camera('canon'), scale=.5, takes=2)
+    plan = simulation.Simulation(simulation.name_scenes(photos), tmp_path / 'set', (1., 2.1, 3.), get_camera('canon'), scale=.5, takes=2)
     cost = costs.expect(plan)
     pixels = 4 * 48 * 64 / 4
     assert cost.megapixels == pixels / 1e6 and cost.seconds == costs.SECONDS * 5 * pixels / 1e6 and cost.memory == costs.MEMORY * pixels / 4

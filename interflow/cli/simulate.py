@@ -59,10 +59,14 @@ def simulate_command(
 
     interflow simulate photos set --camera mine.toml --takes 3
     """
-    from interflow.cameras import find_camera  # imports wait for their command: see `cli.options`
-    from interflow.data import Processing, simulate
-    scenes = simulate(photos, out, parse_factors(factors), find_camera(camera, iso), seed, scale,
-                      takes, Processing(processes, strict, _say))
+    # imports wait for their command: see `cli.options`
+    from interflow.cameras import find_camera
+    from interflow.costs import ready
+    from interflow.data import Processing, carry_out, plan_simulation
+
+    plan = plan_simulation(photos, out, parse_factors(factors), find_camera(camera, iso), seed,
+                           scale, takes, _say)
+    scenes = carry_out(plan, Processing(ready(plan, processes, _say), strict, _say))
     typer.echo(f'{len(scenes)} scenes at {len(scenes[0].lr)} factors: {out}')
 
 # %% ../../nbs/6_using/15_cli.simulate.ipynb #a18fdd2b

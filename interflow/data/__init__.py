@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['FACTOR_OF_LABEL', 'LAYOUTS', 'Layout', 'PairBatches', 'PixelCache', 'Processing', 'Scene', 'all_factors',
-           'begin_folder', 'cache_file', 'cache_folder', 'check_patch', 'crop_alike', 'enlarge', 'factor_folder',
-           'find_layout', 'known_factors', 'parse_factors', 'prefetch', 'read_scene', 'read_scenes', 'read_set',
-           'read_stored', 'reduced', 'scenes_with', 'shoot', 'simulate', 'size_of', 'stack_crops', 'usual_factors']
+           'begin_folder', 'cache_file', 'cache_folder', 'carry_out', 'check_patch', 'crop_alike', 'enlarge',
+           'factor_folder', 'find_layout', 'known_factors', 'parse_factors', 'plan_simulation', 'prefetch',
+           'read_scene', 'read_scenes', 'read_set', 'read_stored', 'reduced', 'scenes_with', 'shoot', 'simulate',
+           'size_of', 'stack_crops', 'usual_factors']
 
 # %% ../../nbs/1_photographs/29_data.ipynb #5be2c13f
 from ..camera import shoot  # noqa: F401
@@ -42,11 +43,17 @@ from interflow.data.scenes import (  # noqa: F401
     read_stored,
     size_of,
 )
-from .simulation import Processing, reduced, simulate  # noqa: F401
+from interflow.data.simulation import (  # noqa: F401
+    Processing,
+    carry_out,
+    plan_simulation,
+    reduced,
+    simulate,
+)
 
 # %% ../../nbs/1_photographs/29_data.ipynb #b0dadc75
 _all_ = ['FACTOR_OF_LABEL', 'LAYOUTS', 'Layout', 'PairBatches', 'PixelCache', 'Processing', 'Scene',
-         'all_factors', 'begin_folder', 'cache_file', 'cache_folder', 'check_patch', 'crop_alike',
-         'enlarge', 'factor_folder', 'find_layout', 'known_factors', 'parse_factors', 'prefetch',
-         'read_scene', 'read_scenes', 'read_set', 'read_stored', 'reduced', 'scenes_with', 'shoot',
-         'simulate', 'size_of', 'stack_crops', 'usual_factors']
+         'all_factors', 'begin_folder', 'cache_file', 'cache_folder', 'carry_out', 'check_patch',
+         'crop_alike', 'enlarge', 'factor_folder', 'find_layout', 'known_factors', 'parse_factors',
+         'plan_simulation', 'prefetch', 'read_scene', 'read_scenes', 'read_set', 'read_stored',
+         'reduced', 'scenes_with', 'shoot', 'simulate', 'size_of', 'stack_crops', 'usual_factors']
