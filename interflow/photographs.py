@@ -6,10 +6,9 @@
 __all__ = ['Photograph', 'read_photograph', 'glance', 'list_photographs', 'Attempts', 'sift', 'read_each']
 
 # %% ../nbs/1_photographs/11_photographs.ipynb #0da66dcd
-import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -18,9 +17,8 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageCms, ImageOps
-from tqdm import tqdm
 
-from .core import InterflowError
+from .core import InterflowError, Say, tell
 from .files import LeftAside, explain
 from .images import mode_of, open_image, reduce_bits, stored_bits
 
@@ -181,11 +179,6 @@ _MENDS = {_RAW: 'RAW: develop to 16-bit TIFF first, for example `darktable-cli {
           ('.heic', '.heif', '.hif'): 'HEIC: convert first, for example `heif-convert {0} {1}.png`'}
 
 
-def _say(line):
-    with tqdm.external_write_mode():     # a progress bar makes room for it
-        logging.getLogger('interflow').warning(line)
-
-
 def _walk(folder, without):
     "All files below `folder`, hidden ones passed over, each folder once however it is linked."
     def refuse(fault):
@@ -202,7 +195,7 @@ def _walk(folder, without):
 # %% ../nbs/1_photographs/11_photographs.ipynb #cb643d35
 def list_photographs(
     folder: str | Path,
-    say: Callable[[str], object] = _say,    # is told each line; the logger `interflow`
+    say: Say = tell,        # is told each line; the logger `interflow`
     without: str | Path | None = None,      # a folder below it that is left out
 ) -> list[Path]:
     """The photographs in `folder` and its sub-folders, sorted by path; hidden files passed over.
@@ -230,7 +223,7 @@ class Attempts:
     def __init__(
         self,
         strict: bool = False,                   # True: the first broken file ends it
-        say: Callable[[str], object] = _say,    # is told each line; the logger `interflow`
+        say: Say = tell,        # is told each line; the logger `interflow`
     ):
         self.strict, self.say, self.done = strict, say, 0
         self.aside: list[Path] = []
@@ -283,7 +276,7 @@ def sift(
 def read_each(
     paths: Iterable[Path],
     strict: bool = False,                   # True: the first broken file ends it
-    say: Callable[[str], object] = _say,    # is told each line; the logger `interflow`
+    say: Say = tell,        # is told each line; the logger `interflow`
 ) -> Iterator[tuple[Path, Photograph]]:
     """Read `paths` one after another; a broken one is named and left aside.
 
