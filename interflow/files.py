@@ -212,6 +212,7 @@ def begin_folder(
     folder: str | Path,
     settings: dict,       # what decides the result, as JSON has it
     name: str,            # of the file that keeps them
+    alike: Callable[[dict], dict] = dict,   # changes what was stored where it may differ
 ) -> None:
     """Claim `folder` for a run with `settings`; a folder with the same settings is resumed.
 
@@ -223,11 +224,11 @@ def begin_folder(
         if foreign := [one for one in there if one[0] != '.']:
             raise InterflowError(f'{folder}: holds {foreign[0]}, which is of no run here; '
                                  'choose a new or an empty folder')
-        write_json(path, settings)
-    elif difference := first_difference(read_json(path), settings):
+    elif difference := first_difference(alike(read_json(path)), settings):
         other, stored, given = difference
         raise InterflowError(f'{folder}: holds a run with {other} = {stored}, '
                              f'not {given}; choose another folder or remove it')
+    write_json(path, settings)
 
 # %% ../nbs/1_photographs/00_files.ipynb #0e6fa9c3
 def _identity(path):
