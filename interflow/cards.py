@@ -9,6 +9,7 @@ __all__ = ['versions', 'run_record', 'card_text']
 import platform
 from collections.abc import Mapping, Sequence
 from importlib import metadata
+from statistics import mean
 from typing import Any
 
 import torch
@@ -32,8 +33,8 @@ def run_record(
     "What a training leaves beside the weights, as JSON has it: data, settings, results, versions."
     rows = history[-last:]
     names = [name for name in (rows[-1] if rows else {}) if name != 'step']
-    means = {name: sum(float(row[name]) for row in rows if name in row) / len(rows)
-             for name in names if isinstance(rows[-1][name], (int, float))}
+    means = {name: mean(float(row[name]) for row in rows if name in row)
+             for name in names if type(rows[-1][name]) in (int, float)}
     return {'scenes': len(scenes), 'names': list(scenes[:5]), 'steps': len(history),
             'settings': settings, 'results': means, 'versions': versions()}
 

@@ -107,6 +107,12 @@ class PairBatches:
         images = stack_crops(share.of(crops))
         return {'hr': images[0], 'lr': images[1:], **share.told()}
 
+    def names(self, step: int) -> list[str]:
+        "The scenes of the batch of `step`."
+        random = np.random.default_rng([self.seed, step])
+        return [self.scenes[i].name
+                for i in random.integers(len(self.scenes), size=self.batch_size)]
+
 # %% ../../nbs/1_photographs/28_data.crops.ipynb #29721929
 Batch = TypeVar('Batch')
 

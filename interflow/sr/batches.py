@@ -105,17 +105,17 @@ def draw_sample(
     side: Callable[[float], int],       # factor -> side of the crop, pixels
     read: PixelCache,
     random: np.random.Generator,
-) -> Window | list[np.ndarray]:
-    "The [HR, LR] crops of a sample, or the `Window` of which a flow will make them."
+) -> tuple[str, Window | list[np.ndarray]]:
+    "A scene's name and its [HR, LR] crops, or the `Window` of which a flow will make them."
     source = sources[random.choice(len(sources), p=shares)]
     scene = source.scenes[int(random.integers(len(source.scenes)))]
     if isinstance(source, FlowSource):
         factor, known = source.draw(random), source.of(scene)
         images = read_scene(scene, known, read)
-        return cut_window(source, factor, known, images, side(factor), random)
+        return scene.name, cut_window(source, factor, known, images, side(factor), random)
     factors = source.of(scene)
     factor = factors[int(random.integers(len(factors)))]
-    return crop_alike(read_scene(scene, (factor,), read), side(factor), random)
+    return scene.name, crop_alike(read_scene(scene, (factor,), read), side(factor), random)
 
 
 def _hr_alone(drawn):
@@ -172,9 +172,7 @@ class SRBatches:
         share: Share = WHOLE,   # the samples to make: of the same batch, whatever the share
     ) -> dict[str, Any]:
         "The batch of `step`; a share of it says as `share` which one it is."
-        random = np.random.default_rng([self.seed, step])
-        drawn = [draw_sample(self.sources, self.shares, self._side, self.read, random)
-                 for _ in range(self.batch_size)]
+        drawn = [sample for _, sample in self._draw(step)]
         places = share.of(range(self.batch_size))
         pairs = make_windows(share.of(drawn), self.seed, step, places)
         if self.queries:
@@ -184,6 +182,15 @@ class SRBatches:
             return ask_colours(list(known.values()), self.patch, generator) | share.told()
         hr, lr = stack_crops(pairs)
         return {'hr': hr, 'lr': lr, **share.told()}
+
+    def names(self, step: int) -> list[str]:
+        "The scenes of the batch of `step`."
+        return [name for name, _ in self._draw(step)]
+
+    def _draw(self, step):
+        random = np.random.default_rng([self.seed, step])
+        return [draw_sample(self.sources, self.shares, self._side, self.read, random)
+                for _ in range(self.batch_size)]
 
     def _side(self, factor: float) -> int:
         return round(self.patch * factor) if self.queries else self.patch

@@ -16,12 +16,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..cards import run_record
+from ..checkpoints import fingerprint
 from ..core import InterflowError, pick_device
 from .batches import SRBatches
 from .networks import arbitrary, build, name_of, save_network
 from .sources import FlowSource, Source
 from .sources import read_pairs as read_pairs  # callers look for it here
-from ..training import TrainConfig, fit, plain
+from ..training import TrainConfig, Watch, decisive, fit, plain, start_from
 
 # %% ../../nbs/4_super_resolution/15_sr.training.ipynb #4c73ba05
 Loss = tuple[Tensor, dict]      # the loss, and numbers to log, as `fit` wants it
@@ -49,13 +50,13 @@ def query_loss(
 HALVINGS = (.5, .75, .875)
 SR_PRESETS = {
     'paper': TrainConfig(steps=70_000, batch_size=16, patch=128, learning_rate=1e-4,
-                         halve_at=HALVINGS),
+                         halve_at=HALVINGS, max_loss=1.),
     'tiny': TrainConfig(steps=800, batch_size=4, patch=64, learning_rate=1e-3,
-                        halve_at=HALVINGS, warmup=50, clip=.2, save_every=300),
+                        halve_at=HALVINGS, warmup=50, clip=.2, max_loss=1., save_every=300),
 }
 ARBITRARY_PRESETS = {
     'paper': TrainConfig(steps=200_000, batch_size=16, patch=48, learning_rate=1e-4,
-                         halve_at=HALVINGS),
+                         halve_at=HALVINGS, max_loss=1.),
     'tiny': replace(SR_PRESETS['tiny'], patch=24),
 }
 
@@ -85,16 +86,19 @@ def train_sr(
     network: str | Any = 'rcan',        # a name, at the paper's size; or `network_config(...)`
     config: TrainConfig | None = None,  # None: the paper's for this network
     device: str | torch.device = 'auto',
+    init: nn.Module | None = None,      # a trained network of the same kind and size to start from
 ) -> tuple[nn.Module, list[dict]]:      # the network, and the rows of its history
     """Train a network and save it as `out/model`.
 
     The initial weights depend on the seed alone. Raises `InterflowError` for bad pairs before the
-    first step, and for a folder with another run.
+    first step, for an `init` that has other weights, and for a folder with another run.
     """
     name = network if isinstance(network, str) else name_of(network)
     config = config or sr_preset(name)
     batches = SRBatches(sources, config.patch, config.batch_size, config.seed, arbitrary(name))
     net = build(network, seed=config.seed)
+    if init is not None:
+        start_from(net, init)
     for source in batches.sources:
         if isinstance(source, FlowSource):
             source.model.to(pick_device(device)).eval()
@@ -102,9 +106,12 @@ def train_sr(
                 'model': asdict(net.config),     # type: ignore[call-overload]  # Module: any
                 'sources': [source.described() for source in batches.sources],
                 'images': batches.fingerprint()}
+    if init is not None:
+        settings['init'] = fingerprint(init)
     loss = query_loss if arbitrary(net) else l1_loss
-    history = fit(net, loss, batches, config, out, settings, device, f'train {name}')
+    watch = Watch(f'train {name}', batches.names)
+    history = fit(net, loss, batches, config, out, settings, device, watch)
     factors = sorted({factor for source in batches.sources for factor in source.range()})
-    net.run = _record(batches.sources, {'training': asdict(config), **settings}, history)
+    net.run = _record(batches.sources, {'training': decisive(config), **settings}, history)
     save_network(Path(out) / 'model', net, factors)
     return net, history

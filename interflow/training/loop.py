@@ -17,7 +17,14 @@ from torch import Tensor, nn
 from ..core import InterflowError, make_generator, pick_device, progress
 from ..data import prefetch
 from ..stopping import Interrupted, noted_signals
-from .guard import Guard, advice, is_good, why_lost, worst_batches
+from interflow.training.guard import (
+    Guard,
+    advice,
+    broken_weight,
+    is_good,
+    why_lost,
+    worst_batches,
+)
 from .settings import TrainConfig, decisive
 from .state import claim, load_state, save_state
 
@@ -204,7 +211,7 @@ def _run(training, batches):
             bar.set_postfix(loss=f'{row["loss"]:.3f}', skipped=guard.skipped, refresh=False)
             bar.update()
             due = (step + 1) % config.save_every == 0 or step + 1 == config.steps
-            if due and training.watch.probe:
+            if due and training.watch.probe and broken_weight(training.model) is None:
                 row.update(training.watch.probe(training.model))
             _log(training, row)
             if due or told() or why_lost(guard):

@@ -91,6 +91,7 @@ def find_state(
     Raises `InterflowError` where no state is whole, and where the run was lost with these settings.
     """
     faults: list[str] = []
+    lost: list[str] = []
     for folder in (settle_folder(out / 'state'), settle_folder(out / 'good')):
         try:
             record = check_state(folder) if folder.exists() else {}
@@ -100,12 +101,13 @@ def find_state(
         if record.get('failed') and record.get('training') == settings:
             raise InterflowError(record['failed'])
         if record and not record.get('failed'):
-            for fault in faults:
-                logging.getLogger('interflow').warning(f'{fault}; step {record["step"]} is taken')
+            why = faults or (lost and [f'{out}: the newest state is of a run that was lost'])
+            for text in why:
+                logging.getLogger('interflow').warning(f'{text}; goes on at step {record["step"]}')
             return folder, {**new_record(), **record}
-        faults += [record['failed']] if record else []
-    if faults:
-        raise InterflowError(faults[0])
+        lost += [record['failed']] if record else []
+    if lost or faults:
+        raise InterflowError([*lost, *faults][0])
     return None, new_record()
 
 
