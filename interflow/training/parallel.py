@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from ..clusters import Share, split_share
-from ..core import InterflowError
+from ..core import InterflowError, pick_device
 
 # %% ../../nbs/2_flow/20_training.parallel.ipynb #abf56c72
 def writes() -> bool:
@@ -31,19 +31,29 @@ def begin_accelerator(
     precision: str = 'no',          # 'no' (32 bits), 'bf16' or 'fp16'
     device: str | torch.device = 'auto',
 ) -> Any:                           # Accelerate's `Accelerator`
-    "What knows device, precision and other processes. `InterflowError` where a precision is not."
+    """What knows device, precision and other processes.
+
+    `InterflowError` where Accelerate would take another device, or has no such precision here.
+    """
     from accelerate import Accelerator  # a second to import, and only training needs it
     from accelerate.state import AcceleratorState
     from accelerate.utils import DistributedDataParallelKwargs
     alone = int(os.environ.get('WORLD_SIZE', 1)) == 1
     AcceleratorState._reset_state(reset_partial_state=alone)    # of a training before this one
+    place = pick_device(device)
+    if alone and place.index is not None:
+        torch.get_device_module(place).set_device(place.index)
     same = DistributedDataParallelKwargs(broadcast_buffers=False)       # they never differ
     try:
-        return Accelerator(
-            cpu=str(device) == 'cpu', mixed_precision=precision, log_with='tensorboard',
+        accelerator = Accelerator(
+            cpu=place.type == 'cpu', mixed_precision=precision, log_with='tensorboard',
             project_dir=out, step_scheduler_with_optimizer=False, kwargs_handlers=[same])
     except ValueError as fault:
         raise InterflowError(f'precision {precision}: {fault}; use bf16 or no') from None
+    if accelerator.device.type != place.type:
+        raise InterflowError(f'device {place}: Accelerate takes {accelerator.device}; choose that '
+                             'one, or see the variables ACCELERATE_... of the environment')
+    return accelerator
 
 # %% ../../nbs/2_flow/20_training.parallel.ipynb #40156a96
 def deal_shares(
