@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from interflow.cli.options import (
+    CheckFirst,
     Device,
     LearningRate,
     Out,
@@ -59,10 +60,12 @@ def train(
     save_every: SaveEvery = None,
     init: TrainOptions.Init = None,
     recompute: TrainOptions.Recompute = False,
+    check_first: CheckFirst = True,
     seed: Seed = 0,
     device: Device = 'auto',
 ) -> None:
     "Train a flow on pairs; writes OUT/model."
+    from interflow.checking import quick_check
     from interflow.checkpoints import load_model
     from interflow.data import read_set
     from interflow.losses import LossWeights
@@ -76,6 +79,8 @@ def train(
                      'small': (InterFlowConfig.small, LossWeights.tiny()),
                      'paper': (InterFlowConfig.paper, LossWeights())}[preset]
     scenes = [scene for folder in data for scene in read_set(folder)]
+    if check_first:
+        quick_check(scenes, parse_factors(factors))
     start = None if init is None else load_model(init)
     _, history = train_flow(scenes, out, size(parse_factors(factors)), config, weights,
                             pick_device(device), start)

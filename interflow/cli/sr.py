@@ -16,6 +16,7 @@ import typer
 from torch import nn
 
 from interflow.cli.options import (
+    CheckFirst,
     Device,
     LearningRate,
     Out,
@@ -114,10 +115,12 @@ def train_sr_command(
     flow_band: SRTrainOptions.FlowBand = True, flow_factors: SRTrainOptions.FlowFactors = None,
     steps: Steps = None, batch_size: SRTrainOptions.BatchSize = None,
     patch: SRTrainOptions.Patch = None, learning_rate: LearningRate = None,
-    save_every: SaveEvery = None, seed: Seed = 0, device: Device = 'auto',
+    save_every: SaveEvery = None, check_first: CheckFirst = True, seed: Seed = 0,
+    device: Device = 'auto',
 ) -> None:
     """Train an SR network on sets of pairs, and on images that a flow makes while it trains;
     writes OUT/model."""
+    from interflow.checking import quick_check
     from interflow.sr.networks import network_config
     from interflow.sr.training import sr_preset, train_sr
     guard_folder(out, [*data, flow] if flow else data)
@@ -125,6 +128,9 @@ def train_sr_command(
                       learning_rate=learning_rate, save_every=save_every, seed=seed)
     settings = network_config(network, size or preset)
     sources = sr_sources(data, factors, weights, flow, flow_path, flow_factors, flow_band)
+    if check_first:
+        quick_check([scene for source in sources for scene in source.scenes],
+                    parse_factors(factors) if factors else None)
     _, history = train_sr(sources, out, settings, config, pick_device(device))
     typer.echo(f'L1 {history[-1]["loss"]:.4f} at the last step: {out / "model"}')
 
