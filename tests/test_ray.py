@@ -121,7 +121,7 @@ def test_the_command_on_a_cluster(cluster, photos, whole, tmp_path, caplog):
     done = CliRunner().invoke(app, [*call, '--address', cluster.address], catch_exceptions=False)
     assert done.stdout.splitlines()[-1].startswith('6 images of 6 scenes, 0 set aside, 0 missing') and content(tmp_path / 'set') == whole
     begin_set(load_model(FLOW), read_scenes(photos), tmp_path / 'failing', SetConfig((2.5,)))
-    (tmp_path / 'failing/scale_2.5/Canon_003_LR3.png').mkdir(parents=True)      # in the way of an image
+    (tmp_path / f'failing/scale_2.5/{read_scenes(photos)[2].name}_LR3.png').mkdir(parents=True)      # in the way of an image
     with pytest.raises(InterflowError, match='failing: a job of the generation ended with code 2'):
         CliRunner().invoke(app, [*call[:3], str(tmp_path / 'failing'), *call[4:]], catch_exceptions=False)
     assert 'Canon_003_LR3.png: a folder, where a file is needed' in caplog.text

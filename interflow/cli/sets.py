@@ -75,8 +75,10 @@ class WorkOptions:
              '0: as a whole')]
     Format = Annotated[str, typer.Option(
         help="'png', 'webp' (lossless) or 'webdataset' (tar shards)")]
-    Names = Annotated[str, typer.Option(
-        help="'published' (scale_2.5/Canon_001_LR3.png) or 'factor' (x2.5/NAME.png)")]
+    Names = Annotated[str | None, typer.Option(
+        help="'scene' (scale_2.5/NAME_LR3.png), 'factor' (x2.5/NAME.png) or 'published' "
+             '(scale_2.5/Canon_001_LR3.png, for the published loaders)  '
+             '[default: scene; published with --modes]')]
     Shard = Annotated[int, typer.Option(help='scenes of a WebDataset shard')]
     Check = Annotated[str, typer.Option(
         help="'full', every image; 'sample', the costly round trip for one scene in ten; 'none'")]
@@ -145,7 +147,7 @@ def generate(
     temperature: ImageOptions.Temperature = 1., share: ImageOptions.Renewed = None,
     band: ImageOptions.Band = True, like: ImageOptions.Like = None,
     extrapolate: ImageOptions.Extrapolate = False, tile: WorkOptions.Tile = 640,
-    format: WorkOptions.Format = 'png', names: WorkOptions.Names = 'published',
+    format: WorkOptions.Format = 'png', names: WorkOptions.Names = None,
     shard: WorkOptions.Shard = 32, check: WorkOptions.Check = 'full',
     processes: Processes = 0, rank: WorkOptions.Rank = None,
     world: WorkOptions.World = None, resume: WorkOptions.Resume = True,
@@ -163,9 +165,9 @@ def generate(
     wanted, between = parse_wanted(factors or '2.3,2.6,3.0,3.3,3.6'), None
     if modes is not None:
         wanted, between = published_mode(modes)
-    config = SetConfig(wanted, path or ('sample' if modes is None else 'linear'), seed, draws,
-                       temperature, between, extrapolate, share, band, tile, format=format,
-                       names=names, shard=shard, check=check)
+    way, usual = ('sample', 'scene') if modes is None else ('linear', 'published')
+    config = SetConfig(wanted, path or way, seed, draws, temperature, between, extrapolate, share,
+                       band, tile, format=format, names=names or usual, shard=shard, check=check)
     guard_folder(out, [data, model])
     attempts = Attempts(strict)
     flow, scenes = load_model(model), usable_scenes(read_scenes(data), attempts)

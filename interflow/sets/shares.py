@@ -7,6 +7,7 @@ __all__ = ['EACH', 'make_in_processes', 'units', 'runs_again', 'make_scene', 'as
            'run_share', 'make_shares']
 
 # %% ../../nbs/3_degradation/10_sets.shares.ipynb #7be7a3b0
+import glob
 import logging
 import platform
 from collections.abc import Callable, Sequence
@@ -74,7 +75,7 @@ def _remove_torn(folder, jobs):
     "Remove what a killed writer left of the files of `jobs`."
     for job in jobs:
         file = folder / job.file
-        for torn in file.parent.glob(f'.{file.name}.*.part'):
+        for torn in file.parent.glob(f'.{glob.escape(file.name)}.*.part'):
             torn.unlink(missing_ok=True)
 
 # %% ../../nbs/3_degradation/10_sets.shares.ipynb #982b66b6
