@@ -126,6 +126,11 @@ def check_scenes(
 LONGEST = 255       # bytes of a file's name, on most disks
 
 
+def _files(job):
+    "All that is written for one image."
+    return (job.file, job.hr, *([map_name(job)] if job.wanted.kind == 'map' else []))
+
+
 def check_names(
     config: SetConfig,
     names: Sequence[str],   # of all scenes
@@ -134,15 +139,15 @@ def check_names(
     "`InterflowError` where a scene's name is no name of a file, or two scenes are one file."
     kinds = {wanted.kind: wanted for wanted in config.factors}
     few = replace(config, factors=tuple(kinds.values()))    # other factors, other folders
-    owners, alike = {}, {}
+    owners: dict[str, str] = {}
+    alike: dict[str, set[Path]] = {}
     for i, name in enumerate(names if config.names != 'published' else ()):
         if {'', '.', '..'} & set(name.split('/')) or '\0' in name:
             raise InterflowError(f'scene {name!r}: no name for files; rename it, or use '
                                  '--names published')
-        for file in {file for job in plan(few, names, i)
-                     for file in (job.file, job.hr, map_name(job))}:
-            if len(os.fsencode(Path(file).name)) > LONGEST:
-                raise InterflowError(f'scene {name}: its files would have names of more than '
+        for file in {file for job in plan(few, names, i) for file in _files(job)}:
+            if max(len(os.fsencode(part)) for part in file.split('/')) > LONGEST:
+                raise InterflowError(f'scene {name}: its files would have names above '
                                      f'{LONGEST} bytes; rename it, or use --names published')
             if owners.setdefault(file, name) != name:
                 raise InterflowError(f'scenes {owners[file]} and {name}: both would write {file}; '
