@@ -18,6 +18,7 @@ from interflow.cli.options import (
     Address,
     Device,
     Out,
+    OwnPairs,
     Processes,
     Seed,
     Strict,
@@ -25,9 +26,11 @@ from interflow.cli.options import (
     app,
     choose_engine,
     describe_paths,
+    find_places,
+    place_folders,
 )
 from ..core import InterflowError, pick_device, read_image
-from ..data import Scene, parse_factors
+from ..data import Scene, known_factors, parse_factors, read_scenes
 from ..files import guard_folder, guard_outputs
 from ..photographs import Attempts, sift
 
@@ -40,8 +43,9 @@ if TYPE_CHECKING:       # imports wait for their command: see `cli.options`
 class ImageOptions:
     "Which images `generate` makes."
     Model = Annotated[Path, typer.Argument(help='folder of a trained flow')]
-    Data = Annotated[Path, typer.Argument(
-        help='set of pairs, or for path sample a plain folder of photographs')]
+    Data = Annotated[list[Path], typer.Argument(
+        default_factory=list, show_default=False,
+        help='sets or lists of pairs, or for path sample plain folders of photographs')]
     Factors = Annotated[str | None, typer.Option(
         help="true factors: '2.5,3.0', '2.1:3.7:0.1', 'random:2.1:3.75' (uniform, another for "
              "each image) or 'map:2.1:3.75' (varying smoothly over the image)  "
@@ -155,6 +159,7 @@ def read_statistics(
 @app.command()
 def generate(
     model: ImageOptions.Model, data: ImageOptions.Data, out: Out,
+    hr: OwnPairs.Hr = None, lr: OwnPairs.Lr = None, factor: OwnPairs.Factor = None,
     factors: ImageOptions.Factors = None, modes: ImageOptions.Modes = None,
     path: ImageOptions.Way = None, draws: ImageOptions.Draws = 1,
     temperature: ImageOptions.Temperature = 1., share: ImageOptions.Renewed = None,
@@ -170,15 +175,15 @@ def generate(
     """Make LR images of every scene at any factors; each is checked, and set aside with the reason
     where it fails (exit code 2 where all do)."""
     from interflow.checkpoints import load_model
-    from interflow.data import read_scenes
     from interflow.sets import SetConfig, best_processes
     from interflow.sets import generate as run
     wanted, between, way, usual = asked_for(factors, modes)
     config = SetConfig(wanted, path or way, seed, draws, temperature, between, extrapolate, share,
                        band, tile, format=format, names=names or usual, shard=shard, check=check)
-    guard_folder(out, [data, model])
+    places = find_places(data, hr, lr, factor)
+    guard_folder(out, [*place_folders(places), model])
     attempts = Attempts(strict)
-    flow, scenes = load_model(model), usable_scenes(read_scenes(data), attempts)
+    flow, scenes = load_model(model), usable_scenes(read_scenes(places, 'train'), attempts)
     part, device = share_of_work(rank, world, device)
     runner, device = choose_engine(engine, address, processes, device)
     if runner is None and not processes:
@@ -196,9 +201,10 @@ class JudgeOptions:
     "What `judge` may be told."
     Model = Annotated[Path, typer.Argument(
         help='folder of a trained flow, or of a set that `generate` made')]
-    Data = Annotated[Path, typer.Argument(
-        help='plain folder of photographs (the truth is simulated, all measures), or a set of '
-             'pairs, real or simulated')]
+    Data = Annotated[list[Path], typer.Argument(
+        default_factory=list, show_default=False,
+        help='plain folders of photographs (the truth is simulated, all measures), or sets or '
+             'lists of pairs, real or simulated')]
     Factors = Annotated[str | None, typer.Option(
         help='true factors, such as 2.1,3.0,3.75  '
              "[default: all of the set, or the flow's own and the middle]")]
@@ -215,9 +221,17 @@ class JudgeOptions:
         help='the test by a small network, which needs two scenes')]
 
 # %% ../../nbs/6_using/08_cli.sets.ipynb #1ce87b9a
+def _asked(scenes, factors):
+    "The true factors that were asked for, of pairs those that they have; None for all."
+    told = parse_factors(factors) if factors else None
+    return known_factors(scenes, told) if told and scenes[0].lr else told
+
+
 @app.command('judge')
 def judge_command(
-    model: JudgeOptions.Model, data: JudgeOptions.Data, factors: JudgeOptions.Factors = None,
+    model: JudgeOptions.Model, data: JudgeOptions.Data,
+    hr: OwnPairs.Hr = None, lr: OwnPairs.Lr = None, factor: OwnPairs.Factor = None,
+    factors: JudgeOptions.Factors = None,
     path: JudgeOptions.Way = 'sample', draws: JudgeOptions.Draws = 5,
     shots: JudgeOptions.Shots = 5, camera: JudgeOptions.Camera = 'canon',
     out: JudgeOptions.Out = None, name: JudgeOptions.Name = 'judge',
@@ -232,7 +246,6 @@ def judge_command(
 
     interflow judge runs/flow/model sets/RealSR/test --factors 3.0
     """
-    from interflow.data import read_scenes
     from interflow.judging import (
         NEED_SHOTS,
         format_judgement,
@@ -242,16 +255,21 @@ def judge_command(
         write_judgement,
     )
     attempts = Attempts(strict)
-    scenes = usable_scenes(read_scenes(data), attempts)
+    places = find_places(data, hr, lr, factor)
+    # a generated set was made of the training part
+    split = 'train' if (model / 'generated.json').exists() else 'test'
+    scenes = usable_scenes(read_scenes(places, split), attempts)
     if out:
         read = [path for scene in scenes for path in (scene.hr, *scene.lr.values())]
         guard_outputs(judgement_files(out, name), read, is_judgement)
     settings: dict[str, Any] = dict(
-        factors=parse_factors(factors) if factors else None, path=path, draws=draws, shots=shots,
+        factors=_asked(scenes, factors), path=path, draws=draws, shots=shots,
         camera=camera, band=band, classify=classifier, seed=seed)
     judgement = judge(model, scenes, **settings, device=str(pick_device(device)))
     if out:
-        write_judgement(judgement, out, {'judged': str(model), 'data': str(data), **settings}, name)
+        read_from = ' '.join(map(str, place_folders(places)))
+        said = {'judged': str(model), 'data': read_from, **settings}
+        write_judgement(judgement, out, said, name)
     typer.echo(format_judgement(judgement.summary))
     if scenes[0].lr:
         typer.echo('Left out, because they need several shots of each scene: '

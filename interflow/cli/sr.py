@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Preset', 'Measures', 'Tile', 'Ensemble', 'SRTrainOptions', 'sr_sources', 'train_sr_command', 'model_files',
-           'made_before', 'draw_crops', 'EvaluateOptions', 'evaluate_command', 'UseOptions', 'upscale_command',
-           'export_command']
+           'made_before', 'draw_crops', 'EvaluateOptions', 'part_places', 'evaluate_command', 'UseOptions',
+           'upscale_command', 'export_command']
 
 # %% ../../nbs/6_using/09_cli.sr.ipynb #5979a139
 from collections.abc import Mapping, Sequence
@@ -17,19 +17,32 @@ from torch import nn
 
 from interflow.cli.options import (
     CheckFirst,
+    Data,
     Device,
     LearningRate,
     Out,
+    OwnPairs,
     SaveEvery,
     Seed,
     Steps,
     Strict,
     app,
     describe_paths,
+    find_places,
     override,
+    place_folders,
 )
 from ..core import InterflowError, pick_device, whole_file, write_csv
-from ..data import Scene, parse_factors
+from interflow.data import (
+    Place,
+    Scene,
+    all_factors,
+    known_factors,
+    parse_factors,
+    read_scenes,
+    read_set,
+    scenes_with,
+)
 from ..files import guard_folder, guard_outputs
 
 if TYPE_CHECKING:       # imports wait for their command: see `cli.options`
@@ -41,14 +54,13 @@ Preset = Annotated[str, typer.Option(help="'tiny' (CPU, minutes) or 'paper' (GPU
 
 class SRTrainOptions:
     "What `train-sr` may be told."
-    Data = Annotated[list[Path], typer.Argument(help='one or more sets of pairs')]
     Network = Annotated[str, typer.Option(
         help='vdsr, rcan, kpn, han, nlsn, swinir, liif_edsr_baseline, liif_rdn, '
              'metasr_edsr_baseline or metasr_rdn')]
     Size = Annotated[str | None, typer.Option(
         help="of the network, 'tiny' or 'paper'  [default: as the preset]")]
     Factors = Annotated[str | None, typer.Option(
-        help='true factors to use of each set  [default: all it has]')]
+        help='true factors to use of each set, or labels of RealSR  [default: all it has]')]
     Weights = Annotated[str | None, typer.Option(
         help='how often to draw from each set, and last from the flow, such as 2,1; 0 leaves one '
              'out  [default: all alike]')]
@@ -80,7 +92,7 @@ def _numbers(text, count, flow):
 
 
 def sr_sources(
-    data: Sequence[Path],           # folders of sets
+    data: Sequence[Place],          # folders, lists of pairs, or `Pairs`
     factors: str | None,            # true ones to use of each set; None: all it has
     weights: str | None,            # a number for each set, and last for the flow; None: all alike
     flow: Path | None,              # folder of a trained flow
@@ -90,29 +102,39 @@ def sr_sources(
 ) -> 'list[Source | FlowSource]':
     "The sources that `train-sr` was told of, those of weight 0 left out."
     from interflow.checkpoints import load_model
-    from interflow.data import read_scenes
-    from interflow.sr.sources import FlowSource, Source, read_pairs
+    from interflow.sr.sources import FlowSource
     shares = _numbers(weights, len(data) + (flow is not None), flow)
-    chosen = parse_factors(factors) if factors else None
+    sets = [read_set(place, 'train') if share else [] for place, share in zip(data, shares)]
     sources: list[Source | FlowSource] = [
-        Source(read_pairs(folder), chosen, share) for folder, share in zip(data, shares) if share]
+        _source(scenes, factors, share) for scenes, share in zip(sets, shares) if share]
     if flow is not None and shares[-1]:
         between = (flow_factors or '').count(':') == 1
         told = parse_factors(flow_factors.replace(':', ',') if between else flow_factors) \
             if flow_factors else None
         some, ends = (None, told) if between else (told, None)
-        sources.append(FlowSource(load_model(flow), read_scenes(data[0]), path, some, ends,
-                                  shares[-1], band=band))
+        scenes = sets[0] or read_scenes(data[0], 'train')
+        sources.append(FlowSource(load_model(flow), scenes, path, some, ends, shares[-1],
+                                  band=band))
     return sources
+
+
+def _source(scenes, factors, share):
+    "A source of the scenes that have one of the factors that were asked for."
+    from interflow.sr.sources import Source
+    if not factors:
+        return Source(scenes, None, share)
+    chosen = known_factors(scenes, parse_factors(factors))
+    return Source(scenes_with(scenes, chosen, every=False), chosen, share)
 
 # %% ../../nbs/6_using/09_cli.sr.ipynb #15aeb863
 @app.command('train-sr')
 def train_sr_command(
-    data: SRTrainOptions.Data, out: Out, network: SRTrainOptions.Network = 'rcan',
+    data: Data, out: Out, network: SRTrainOptions.Network = 'rcan',
     preset: Preset = 'tiny', size: SRTrainOptions.Size = None,
     factors: SRTrainOptions.Factors = None, weights: SRTrainOptions.Weights = None,
     flow: SRTrainOptions.Flow = None, flow_path: SRTrainOptions.FlowPath = 'sample',
     flow_band: SRTrainOptions.FlowBand = True, flow_factors: SRTrainOptions.FlowFactors = None,
+    hr: OwnPairs.Hr = None, lr: OwnPairs.Lr = None, factor: OwnPairs.Factor = None,
     steps: Steps = None, batch_size: SRTrainOptions.BatchSize = None,
     patch: SRTrainOptions.Patch = None, learning_rate: LearningRate = None,
     save_every: SaveEvery = None, check_first: CheckFirst = True, seed: Seed = 0,
@@ -123,14 +145,15 @@ def train_sr_command(
     from interflow.checking import quick_check
     from interflow.sr.networks import network_config
     from interflow.sr.training import sr_preset, train_sr
-    guard_folder(out, [*data, flow] if flow else data)
+    places = find_places(data, hr, lr, factor)
+    guard_folder(out, [*place_folders(places), *([flow] if flow else [])])
     config = override(sr_preset(network, preset), steps=steps, batch_size=batch_size, patch=patch,
                       learning_rate=learning_rate, save_every=save_every, seed=seed)
     settings = network_config(network, size or preset)
-    sources = sr_sources(data, factors, weights, flow, flow_path, flow_factors, flow_band)
+    sources = sr_sources(places, factors, weights, flow, flow_path, flow_factors, flow_band)
     if check_first:
-        quick_check([scene for source in sources for scene in source.scenes],
-                    parse_factors(factors) if factors else None)
+        used = sorted({one for source in sources for one in source.factors or ()})
+        quick_check([scene for source in sources for scene in source.scenes], used or None)
     _, history = train_sr(sources, out, settings, config, pick_device(device))
     typer.echo(f'L1 {history[-1]["loss"]:.4f} at the last step: {out / "model"}')
 
@@ -182,11 +205,14 @@ def draw_crops(
 class EvaluateOptions:
     "What `evaluate` may be told."
     Networks = Annotated[list[Path], typer.Argument(
+        default_factory=list, show_default=False,
         help='folders of trained SR networks, or NAME:FILE for published weights (rcan:rcan.pth)')]
-    Data = Annotated[Path, typer.Argument(
-        help='test set: RealSR, DRealSR, or a set of pairs')]
+    Data = Annotated[Path | None, typer.Argument(
+        default_factory=lambda: None, show_default=False,
+        help='test set in any layout (`interflow layouts` shows them), or a list of pairs; '
+             'several may be given')]
     Factors = Annotated[str | None, typer.Option(
-        help='true factors  [default: all of the set]')]
+        help='true factors, or labels of RealSR  [default: all of the set]')]
     Rival = Annotated[str, typer.Option(
         help='the network that all are compared with: one of those given, or bicubic, the LR '
              'image itself')]
@@ -194,10 +220,28 @@ class EvaluateOptions:
     Crops = Annotated[Path | None, typer.Option(
         help='PNG file for crops where the first network and the rival differ most')]
 
+# %% ../../nbs/6_using/09_cli.sr.ipynb #9505b053
+def part_places(
+    given: Sequence[Path],      # networks, then data
+    own: bool,                  # the data are --hr and --lr
+) -> tuple[list[Path], list[Path]]:     # networks, data
+    "What of the arguments of `evaluate` are networks. `InterflowError` where none is."
+    def is_data(place):
+        folder = place.is_dir() and not (place / 'config.json').exists()
+        return folder or place.suffix.lower() in ('.csv', '.jsonl')
+    data = [place for k, place in enumerate(given)
+            if is_data(place) or k == len(given) - 1 and not own]
+    networks = [place for place in given if place not in data]
+    if not networks:
+        raise InterflowError('evaluate: no network is given; name folders of networks before the '
+                             'data, or NAME:FILE for published weights')
+    return networks, data
+
 # %% ../../nbs/6_using/09_cli.sr.ipynb #9a3a5546
 @app.command('evaluate')
 def evaluate_command(
     networks: EvaluateOptions.Networks, data: EvaluateOptions.Data,
+    hr: OwnPairs.Hr = None, lr: OwnPairs.Lr = None, factor: OwnPairs.Factor = None,
     factors: EvaluateOptions.Factors = None, measures: Measures = 'psnr_y,ssim_y',
     rival: EvaluateOptions.Rival = 'bicubic', csv: EvaluateOptions.Csv = None,
     crops: EvaluateOptions.Crops = None, tile: Tile = 0, ensemble: Ensemble = False,
@@ -205,9 +249,11 @@ def evaluate_command(
 ) -> None:
     """Judge SR networks on pairs: means over cameras, bootstrap intervals, paired differences to a
     rival."""
-    from interflow.sr.evaluation import PUBLISHED, evaluate, format_table, read_test, summarise
+    from interflow.sr.evaluation import PUBLISHED, evaluate, format_table, summarise
     from interflow.sr.networks import open_network
-    scenes, asked = read_test(data), [name.strip() for name in measures.split(',')]
+    networks, sets = part_places([*networks, *([data] if data else [])], hr is not None)
+    scenes = read_set(find_places(sets, hr, lr, factor), 'test')
+    asked = [name.strip() for name in measures.split(',')]
     read = [path for scene in scenes for path in (scene.hr, *scene.lr.values())]
     guard_outputs(filter(None, (csv, crops)), [*read, *model_files(*networks)], made_before)
     names = tuple(dict.fromkeys((*PUBLISHED, *asked)))
@@ -215,9 +261,8 @@ def evaluate_command(
     if rival not in (*loaded, 'bicubic'):
         raise InterflowError(f'rival {rival}: not among the networks given; choose one of '
                              f'{", ".join(loaded)} or bicubic')
-    every = tuple(sorted({factor for scene in scenes for factor in scene.lr}))
-    rows = evaluate(loaded, scenes, parse_factors(factors) if factors else every, names, tile,
-                    ensemble)
+    chosen = known_factors(scenes, parse_factors(factors)) if factors else all_factors(scenes)
+    rows = evaluate(loaded, scenes, chosen, names, tile, ensemble)
     if csv:
         write_csv(csv, rows)
     summary = summarise(rows, rival, seed)

@@ -14,6 +14,7 @@ import shutil
 import tempfile
 import time
 import zlib
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache, lru_cache
 from io import BytesIO
@@ -22,6 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from ..core import read_pixels, whole_file
+from .scenes import enlarge
 from ..photographs import read_photograph
 
 # %% ../../nbs/1_photographs/27_data.cache.ipynb #dadb8b00
@@ -106,7 +108,12 @@ def _upright(path):
     return np.ascontiguousarray(read_photograph(path).srgb().pixels)
 
 
-_DECODE = {'': lambda path: read_pixels(path), 'photograph': _upright}
+def _decode(path, kind):
+    "The pixels of an image: as stored, upright as a photograph, or enlarged to 480x640."
+    if kind == 'photograph':
+        return _upright(path)
+    pixels = read_pixels(path)
+    return enlarge(pixels, [int(side) for side in kind.split('x')]) if kind else pixels
 
 
 @lru_cache(maxsize=128)
@@ -117,7 +124,7 @@ def _open(path, file, kind):
     """
     with suppress(OSError, ValueError):
         return _map(file)
-    pixels = _DECODE[kind](path)
+    pixels = _decode(path, kind)
     try:
         if cache_file(path, kind) == file:      # else the image was changed meanwhile
             _store(file, pixels)
@@ -145,10 +152,14 @@ class PixelCache:
         "The pixels of the photograph `path`, upright, in sRGB: (H, W, 3) uint8."
         return self._read(path, 'photograph')
 
+    def enlarged(self, path: str | Path, size: Sequence[int]) -> np.ndarray:
+        "The pixels of the image file `path` on a grid of `size`, (H, W), enlarged bicubically."
+        return self._read(path, f'{size[0]}x{size[1]}')
+
     def _read(self, path, kind):
         if (path, kind) not in self.files:
             try:
                 self.files[path, kind] = cache_file(path, kind)
             except OSError:
-                return _DECODE[kind](path)      # which says what is wrong with it
+                return _decode(path, kind)      # which says what is wrong with it
         return _open(path, self.files[path, kind], kind)

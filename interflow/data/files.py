@@ -19,8 +19,7 @@ from unicodedata import normalize
 
 import numpy as np
 
-from ..core import InterflowError, read_pixels
-from .factors import Say, tell
+from ..core import InterflowError, Say, read_pixels, tell
 from .scenes import Scene, size_of
 from ..files import explain
 from ..photographs import _KNOWN

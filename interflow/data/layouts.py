@@ -12,8 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..core import InterflowError, read_json
-from .factors import Say, tell
+from ..core import InterflowError, Say, read_json, tell
 from .factors import factor_folder as factor_folder
 from .factors import parse_factors as parse_factors
 from .files import closest_tree, is_image, join_labels, list_names

@@ -39,6 +39,12 @@ class Pairs:
                                  'more HR shows than LR')
 
 
+    def folders(self) -> list[Path]:
+        "The folders that HR and LR lie in or below."
+        return [Path(str(side).partition('{')[0] + 'x').parent if '{' in str(side) else Path(side)
+                for side in (self.hr, self.lr)]
+
+
 def _factor(told, hr, lr):
     "The factor that was told, or the one that sizes tell."
     return factor_by_size(hr, lr) if told is None else float(told)

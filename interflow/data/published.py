@@ -15,8 +15,7 @@ from collections import defaultdict
 from contextlib import suppress
 from pathlib import Path
 
-from ..core import InterflowError
-from .factors import Say, tell
+from ..core import InterflowError, Say, tell
 from .files import check_partners, find_images, list_names
 from .scenes import FACTOR_OF_LABEL, Scene, size_of
 from ..photographs import list_photographs

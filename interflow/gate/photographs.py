@@ -69,7 +69,7 @@ def measure_photographs(
     factors = factors or sorted({factor for scene in chosen for factor in scene.lr})
     found: dict[float, list] = {float(factor): [] for factor in factors}
     for scene in chosen:
-        own = [factor for factor in found if factor in scene.lr]
+        own = [factor for factor in found if scene.has(factor)]
         hr, *images = map(to_tensor, read_scene(scene, own))
         for factor, image in zip(own, images):
             found[factor].append(measure(image, hr, factor))

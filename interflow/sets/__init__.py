@@ -102,8 +102,8 @@ def _check_photographs(scene, known, path, trained):
         raise InterflowError(f'{scene.hr}: no LR image at a trained factor, and path {path.name} '
                              f'needs one; use path {none}, which needs none')
     for factor in known:
-        if factor not in scene.lr:
-            has_one = any(other in scene.lr for other in trained)
+        if not scene.has(factor):
+            has_one = any(scene.has(other) for other in trained)
             others = f'path {one}, which needs one LR image, or ' if has_one else ''
             raise InterflowError(f'{scene.hr}: no LR image at factor {factor:g}, which path '
                                  f'{path.name} needs; use {others}path {none}, which needs none')

@@ -240,7 +240,7 @@ def needed_factors(
     for factor in bounds.flatten().tolist():
         _check_factor(factor, known, config, prior)
     if path.images == 1:
-        return lambda scene: tuple(factor for factor in known if factor in scene.lr)
+        return lambda scene: tuple(factor for factor in known if scene.has(factor))
     i, a = positions(bounds, known)
     low, high = int((i + (a == 1)).min()), int((i + (a != 0)).max())
     ends = tuple(known[low:high + 1]) if path.images == 2 else ()

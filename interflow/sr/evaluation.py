@@ -6,18 +6,16 @@
 __all__ = ['read_test', 'largest_difference', 'largest_gap', 'plot_crops']
 
 # %% ../../nbs/4_super_resolution/19_sr.evaluation.ipynb #f813bcd2
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from ..core import InterflowError, read_json
-from ..data import Scene
+from ..core import InterflowError
+from ..data import Scene, read_set
 from ..metrics import psnr_y
 from .scores import BASELINE, read_pair
-from .sources import read_pairs
 from .tiles import super_resolve
 
 if TYPE_CHECKING:       # matplotlib is needed only where a figure is drawn
@@ -41,39 +39,10 @@ from .tiles import run as run
 
 # %% ../../nbs/4_super_resolution/19_sr.evaluation.ipynb #561c5c98
 def read_test(
-    folder: str | Path,     # RealSR (CAMERA/Test/LABEL), DRealSR, or any that `read_set` knows
+    folder: str | Path,     # in any layout that `read_set` knows
 ) -> list[Scene]:
-    """The scenes of a test set; those of RealSR and DRealSR are called CAMERA/NAME.
-
-    Raises `InterflowError` for a folder that is none, or in which an image has no partner.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise InterflowError(f'{folder}: no such folder; check the path')
-    if cameras := sorted(path for path in folder.iterdir() if (path / 'Test').is_dir()):
-        return [Scene(f'{camera.name}/{scene.name}', scene.hr, scene.lr)
-                for camera in cameras for scene in read_pairs(camera / 'Test')]
-    if images := sorted(folder.glob('**/Test_x*/test_HR/*.png')):
-        file = folder / 'cameras.json'
-        listed = read_json(file) if file.exists() else {}
-        scenes = [_read_drealsr(folder, hr, listed) for hr in images]
-        return sorted(scenes, key=lambda scene: scene.name)
-    return read_pairs(folder)
-
-
-def _read_drealsr(folder: Path, hr: Path, listed: dict[str, str]) -> Scene:
-    "The scene of one HR image; DRealSR's factors show different scenes."
-    label = re.fullmatch(r'Test_x(\d+(?:\.\d+)?)', hr.parents[1].name)
-    name = re.sub(r'_x1$', '', hr.stem)
-    ends = (f'_x{label[1]}', '') if label else ('',)
-    candidates = [hr.parents[1] / 'test_LR' / f'{name}{end}.png' for end in ends]
-    lr = next((path for path in candidates if path.exists()), None)
-    if lr is None or label is None:
-        raise InterflowError(f'{candidates[0]}: missing, and its HR image is there; '
-                             'add the LR image or remove the HR image')
-    above = hr.parents[2].name if hr.parents[2] != folder else ''
-    camera = listed.get(name) or above or re.split(r'[_\d-]', name)[0]
-    return Scene(f'{camera}/{name}', hr, {float(label[1]): lr})
+    "The test part of a set, as `read_set` gives it; with several cameras called CAMERA/NAME."
+    return read_set(folder, 'test')
 
 # %% ../../nbs/4_super_resolution/19_sr.evaluation.ipynb #58ea8c6e
 def largest_difference(

@@ -9,15 +9,14 @@ __all__ = ['Measure', 'MEASURES', 'LABELS', 'PUBLISHED', 'BASELINE', 'KEYS', 'ch
 # %% ../../nbs/4_super_resolution/17_sr.scores.ipynb #9c8a6625
 import csv
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..core import InterflowError, progress, read_pixels, to_tensor
-from ..data import Scene, read_scene
+from ..core import InterflowError, progress, to_tensor
+from ..data import Scene, read_stored, scenes_with
 from ..metrics import flip, lpips_vgg, psnr_rgb, psnr_y, ssim_rgb, ssim_y, st_lpips_vgg
 from .tiles import super_resolve
 
@@ -50,47 +49,34 @@ def read_pair(
     scene: Scene,
     factor: float,              # true factor of the LR image
 ) -> list[Tensor]:              # hr, lr: (3, H, W) float32 in [0, 1]
-    """The pair of a scene; LR on the HR grid, or smaller by about the factor.
-
-    Raises `InterflowError` for a factor that the scene lacks and for sizes that do not belong
-    together.
-    """
-    read = cache(read_pixels)       # each file is decoded once
-    try:
-        hr, lr = read_scene(scene, (factor,), read)
-    except InterflowError:      # a pair of different size, perhaps
-        if factor not in scene.lr:
-            raise
-        hr, lr = read(scene.hr), read(scene.lr[factor])
-        sides = zip(lr.shape[:2], hr.shape[:2])
-        if any(abs(small * factor - large) > factor for small, large in sides):
-            raise
-    return [to_tensor(hr), to_tensor(lr)]
+    "The pair of a scene as `read_stored` gives it; LR on the HR grid, or smaller."
+    return [to_tensor(pixels) for pixels in read_stored(scene, factor)]
 
 # %% ../../nbs/4_super_resolution/17_sr.scores.ipynb #5fbeb47e
 def evaluate(
     networks: Mapping[str, Any],            # name -> network, as for `super_resolve`
     scenes: Sequence[Scene],
-    factors: Sequence[float],               # true factors; each scene must have them all
+    factors: Sequence[float],               # true factors; of a scene those that it has
     measures: Sequence[str] = PUBLISHED,    # of `MEASURES`
     tile: int = 0,                          # as for `super_resolve`
     ensemble: bool = False,                 # the same; not for the baseline
 ) -> list[dict]:                            # network, factor, scene, and each measure
     """Measure every network on every scene at every factor, and the LR image as `bicubic`.
 
-    Raises `InterflowError` for a missing factor, images of different size, a measure that cannot be
-    taken, or a network whose output is not finite.
+    Raises `InterflowError` for a factor that no scene has, images of different size, a measure that
+    cannot be taken, or a network whose output is not finite.
     """
     if BASELINE in networks:
         raise InterflowError(f'network {BASELINE}: the name of the baseline, the LR image itself; '
                              'call the network otherwise')
     check_measures(measures)
+    scenes = scenes_with(scenes, factors, every=False)
     networks, rows = {BASELINE: None, **networks}, []
     for network in networks.values():
         if isinstance(network, nn.Module):
             network.eval()
     for scene in progress(scenes, description='evaluate', unit='scene'):
-        for factor in factors:
+        for factor in filter(scene.has, factors):
             hr, lr = read_pair(scene, factor)
             for name, network in networks.items():
                 sr = _answer(name, network, lr, hr, float(factor), scene.name, tile, ensemble)
