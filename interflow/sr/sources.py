@@ -17,6 +17,7 @@ from ..band import to_band
 from ..checkpoints import fingerprint
 from ..core import InterflowError, pad_to_multiple
 from ..data import Scene
+from ..data import read_set as read_pairs  # the name it had here
 from ..model import InterFlow
 from ..paths import NEEDS, find_path, travel
 
