@@ -14,12 +14,13 @@ from rooms import ROOT
 from scenes import write_crops
 from typer.testing import CliRunner
 
-from interflow import clusters, sets
+from interflow import clusters
 from interflow.checkpoints import load_model
 from interflow.cli import app
 from interflow.clusters import RayEngine, put_once
 from interflow.core import InterflowError, data_folder, photographs
-from interflow.data import read_scenes
+from interflow.data import Processing, read_scenes, simulate
+from interflow.files import LeftAside
 from interflow.sets import SetConfig, begin_set, generate, shares
 
 ray = pytest.importorskip('ray', reason="Ray is not installed: pip install 'interflow[cluster]'")
@@ -90,8 +91,10 @@ def stopping(folder, make, work, share):
 
 def test_machines_come_and_go_and_the_bytes_stay(cluster, photos, whole, tmp_path, monkeypatch, caplog):
     "The second machine joins when the first is at work. A worker of the first is killed, then the second machine."
-    def engine(function, jobs, at_once):
-        running = RayEngine(cluster.address)(stopping, [(str(tmp_path), function, *job) for job in jobs], at_once)
+    real = RayEngine.__call__
+
+    def run(self, function, jobs, at_once):
+        running = real(self, stopping, [(str(tmp_path), function, *job) for job in jobs], at_once)
         yield next(running)
         second = cluster.add_node(**NODE)
         raylets = [node.all_processes['raylet'][0].process.pid for node in (cluster.head_node, second)]
@@ -105,10 +108,11 @@ def test_machines_come_and_go_and_the_bytes_stay(cluster, photos, whole, tmp_pat
                 cluster.remove_node(second, allow_graceful=False)
                 (tmp_path / 'killed').touch()
 
-    monkeypatch.setattr(sets, 'JOBS', 3)
+    monkeypatch.setattr(RayEngine, '__call__', run)
+    monkeypatch.setattr(clusters, 'JOBS', 3)
     (tmp_path / '2').touch()      # two jobs stop, the third does not
     with caplog.at_level(logging.WARNING, 'interflow'):
-        report = generate(load_model(FLOW), read_scenes(photos), tmp_path / 'set', SetConfig((2.5,)), 'cpu', engine=engine)
+        report = generate(load_model(FLOW), read_scenes(photos), tmp_path / 'set', SetConfig((2.5,)), 'cpu', engine=RayEngine(cluster.address))
     assert report.missing == 0
     assert content(tmp_path / 'set') == whole
     lost = [record.message for record in caplog.records if 'its worker was lost' in record.message]
@@ -127,6 +131,17 @@ def test_the_command_on_a_cluster(cluster, photos, whole, tmp_path, caplog):
     assert 'Canon_003_LR3.png: a folder, where a file is needed' in caplog.text
     with pytest.raises(InterflowError, match='--processes belongs to --engine processes'):
         CliRunner().invoke(app, [*call, '--processes', '2'], catch_exceptions=False)
+
+
+def test_photographs_are_taken_on_a_cluster(cluster, photos, tmp_path):
+    "Outcomes come back through the engine's queue: a broken photograph is named, the rest is made."
+    (photos / 'broken.png').write_bytes(b'no image')
+    told = []
+    for place, engine in (('here', None), ('there', RayEngine())):
+        with pytest.raises(LeftAside, match='broken.png'):
+            simulate(photos, tmp_path / place, (2.1,), how=Processing(1, say=told.append, engine=engine))
+    (photos / 'broken.png').unlink()
+    assert content(tmp_path / 'here') == content(tmp_path / 'there') and sum('broken.png' in line for line in told) == 2
 
 
 def test_a_job_that_always_loses_its_worker_is_given_up(cluster, monkeypatch, caplog):

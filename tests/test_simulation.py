@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from interflow import costs, data
+from interflow import clusters, costs, data
 from interflow.camera import CAMERAS, MEASURED, get_camera
 from interflow.cameras import KEYS, describe_camera, find_camera, read_camera
 from interflow.cli import main
@@ -126,7 +126,7 @@ def test_ctrl_c_is_one_line_and_the_same_command_goes_on(tmp_path):
 
 
 def test_a_killed_process_and_a_full_disk_end_it_in_one_line(photos, tmp_path, monkeypatch):
-    monkeypatch.setattr(simulation, 'in_processes', lambda *rest: iter([[0], [0, -9]]))
+    monkeypatch.setattr(clusters, 'in_processes', lambda *rest: iter([[0], [0, -9]]))
     with pytest.raises(InterflowError, match='code -9.*fewer --processes'):
         simulate(photos, tmp_path / 'killed', (2.1,), how=Processing(2))
 

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from .options import Out, Seed, Strict, app
+from .options import Address, Out, Seed, Strict, WhichEngine, app, choose_engine
 from ..data import parse_factors
 
 # %% ../../nbs/6_using/15_cli.simulate.ipynb #f8511654
@@ -52,6 +52,8 @@ def simulate_command(
     processes: SimulateOptions.Processes = None,
     strict: Strict = False,
     seed: Seed = 0,
+    engine: WhichEngine = 'processes',
+    address: Address = None,
 ) -> None:
     """Photograph photographs with the simulated zoom camera: HR and LR images on one pixel grid.
 
@@ -66,7 +68,9 @@ def simulate_command(
 
     plan = plan_simulation(photos, out, parse_factors(factors), find_camera(camera, iso), seed,
                            scale, takes, _say)
-    scenes = carry_out(plan, Processing(ready(plan, processes, _say), strict, _say))
+    runner, _ = choose_engine(engine, address, processes or 0, 'cpu')
+    count = 1 if runner else ready(plan, processes, _say)
+    scenes = carry_out(plan, Processing(count, strict, _say, runner))
     typer.echo(f'{len(scenes)} scenes at {len(scenes[0].lr)} factors: {out}')
 
 # %% ../../nbs/6_using/15_cli.simulate.ipynb #a18fdd2b

@@ -11,7 +11,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,10 +21,10 @@ from PIL import Image
 from torch import Tensor
 
 from ..camera import Camera, check_factor, get_camera
+from ..clusters import Engine, Processes, check_seen, said_by
 from interflow.core import (
     InterflowError,
     begin_folder,
-    in_processes,
     one_thread,
     progress,
     read_json,
@@ -206,22 +206,21 @@ def _alone(simulation, scenes):
 
 
 def _share(simulation, scenes, outcomes):
-    "One process of several."
+    "One job of several."
+    check_seen(simulation.out)
     for outcome in _alone(simulation, scenes):
         outcomes.put(outcome)
 
 
-def _together(simulation, scenes, processes):
-    "The outcomes of scenes that several processes photograph."
-    outcomes = torch.multiprocessing.get_context('spawn').SimpleQueue()
-    jobs = [(simulation, scenes[k::processes], outcomes) for k in range(processes)]
-    for codes in in_processes(_share, jobs, processes):
-        while not outcomes.empty():
-            yield outcomes.get()
-        if any(codes):
-            code = next(code for code in codes if code)
-            yield Outcome('', fault=f'{simulation.out}: a process ended with code {code}, most '
-                                    'often for want of memory; give fewer --processes to go on')
+def _together(simulation, scenes, count, engine):
+    "The outcomes of scenes that several jobs photograph; of a job done again, the new ones."
+    anywhere = replace(simulation, out=(out := simulation.out.absolute()), photos={
+        scene: path.absolute() for scene, path in simulation.photos.items()})
+    jobs, told = [(anywhere, scenes[k::count]) for k in range(count)], set()
+    for outcome in said_by(engine, _share, jobs, out):
+        if outcome.scene not in told:
+            yield outcome
+        told.add(outcome.scene)
 
 # %% ../../nbs/1_photographs/26_data.simulation.ipynb #1febf78f
 @dataclass(frozen=True)
@@ -230,6 +229,7 @@ class Processing:
     processes: int = 1
     strict: bool = False            # True: the first broken photograph ends it
     say: Say = tell                 # is told each line; the logger `interflow`
+    engine: Engine | None = None    # that runs jobs elsewhere; None: `processes` here
 
 
 def carry_out(
@@ -243,10 +243,10 @@ def carry_out(
     begin_set(simulation)
     for torn in simulation.out.rglob('.*.part'):     # of a run that was killed
         torn.unlink(missing_ok=True)
-    each = len(shots_of(simulation, scenes[0]))
-    processes = min(how.processes, len(scenes))
-    outcomes = (_alone(simulation, scenes) if processes == 1 else
-                _together(simulation, scenes, processes))
+    each, engine = len(shots_of(simulation, scenes[0])), how.engine or Processes(how.processes)
+    count = engine.jobs(len(scenes))
+    outcomes = (_alone(simulation, scenes) if count == 1 and not how.engine else
+                _together(simulation, scenes, count, engine))
     with progress(total=each * len(scenes), description='simulate', unit='shot') as bar:
         for scene, notices, trouble in outcomes:
             if trouble and not scene:

@@ -9,7 +9,6 @@ __all__ = ['EACH', 'make_in_processes', 'units', 'runs_again', 'make_scene', 'as
 # %% ../../nbs/3_degradation/10_sets.shares.ipynb #7be7a3b0
 import glob
 import logging
-import platform
 from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import replace
@@ -19,10 +18,9 @@ from typing import NamedTuple
 import torch
 
 from ..checkpoints import fingerprint
-from ..clusters import WHOLE, Engine, Share, split_share
+from ..clusters import WHOLE, Engine, Processes, Share, check_seen, split_share
 from interflow.core import (
     InterflowError,
-    in_processes,
     make_generator,
     one_thread,
     pick_device,
@@ -218,9 +216,7 @@ def run_share(
 # %% ../../nbs/3_degradation/10_sets.shares.ipynb #fcb2e077
 def _make(work, share):
     "One job of several."
-    if not Path(work.out).is_dir():
-        raise InterflowError(f'{work.out}: not seen by {platform.node()}; '
-                             'let all machines have this folder at the same place')
+    check_seen(Path(work.out))
     run_share(work, share, tick=lambda: None)
 
 
@@ -236,7 +232,7 @@ def make_shares(
     work: Work,
     share: Share,
     count: int,                     # of jobs, at least 1
-    engine: Engine = in_processes,  # that runs them
+    engine: Engine = Processes(),   # noqa: B008  # frozen; runs them
 ) -> None:
     "Make a share as several jobs. `InterflowError` where one fails, which ends all."
     work, parts = _anywhere(work), split_share(share, count)
