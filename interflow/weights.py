@@ -36,7 +36,12 @@ def write_module(
     "Write `model.safetensors` and `config.json`, and what else belongs to them, into `folder`."
     state = {name: value.detach().cpu().contiguous()
              for name, value in module.state_dict().items()}
-    save_file(state, folder / 'model.safetensors')
+    try:
+        save_file(state, folder / 'model.safetensors')
+    except SafetensorError as fault:        # the system's errors, in words of its own
+        raise InterflowError(f'{folder / "model.safetensors"}: cannot be written '
+                             f'({str(fault)[:80]}); make room, and give the same command '
+                             'again') from None
     # safetensors gives its files to their owner alone
     os.chmod(folder / 'model.safetensors', 0o666 & ~_umask())
     write_json(folder / 'config.json', {'kind': type(module).__name__, **asdict(config)})

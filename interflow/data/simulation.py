@@ -25,6 +25,7 @@ from ..clusters import Engine, Processes, check_seen, said_by
 from interflow.core import (
     InterflowError,
     begin_folder,
+    link_file,
     one_thread,
     progress,
     read_json,
@@ -34,7 +35,7 @@ from interflow.core import (
 )
 from .factors import Say, factor_folder, tell
 from .layouts import Scene, read_set
-from ..files import explain, guard_folder, link_file
+from ..files import explain, guard_folder
 from ..photographs import Attempts, list_photographs, read_photograph, sift
 
 # %% ../../nbs/1_photographs/26_data.simulation.ipynb #94261da4

@@ -7,9 +7,7 @@ __all__ = ['Pool', 'link_hr', 'map_name', 'write_map', 'Context', 'finish_image'
 
 # %% ../../nbs/3_degradation/09_sets.shards.ipynb #dfa9dcbd
 import hashlib
-import os
 import re
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -21,7 +19,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..core import encode_image, read_pixels, to_tensor, whole_file, write_image
+from interflow.core import (
+    encode_image,
+    link_file,
+    read_pixels,
+    to_tensor,
+    whole_file,
+    write_image,
+)
 from ..data import Scene
 from ..gate import Reference, judge
 from ..photographs import glance, read_photograph
@@ -81,18 +86,11 @@ def link_hr(
     "`target` as a hard link; a copy where that cannot be (another disk), or with other pixels."
     if target.exists():
         return
-    target.parent.mkdir(parents=True, exist_ok=True)
     if source.suffix.lower() != target.suffix or (alone and not glance(source).stored):
         pixels = read_photograph(source).srgb().pixels if alone else read_pixels(source)
         write_image(target, to_tensor(pixels))
-        return
-    try:
-        os.link(source, target)
-    except FileExistsError:
-        pass        # another thread was faster
-    except OSError:
-        with whole_file(target) as temporary:
-            shutil.copyfile(source, temporary)
+    else:
+        link_file(source, target)
 
 # %% ../../nbs/3_degradation/09_sets.shards.ipynb #b0b85e0f
 def map_name(
