@@ -87,7 +87,7 @@ def refused(place, monkeypatch, capsys, command, *words):
 @pytest.mark.parametrize('command, data', FOLDERS.values(), ids=FOLDERS)
 def test_the_folder_of_an_input_is_no_place_for_results(place, monkeypatch, capsys, command, data, way):
     out = way(place, data)
-    refused(place, monkeypatch, capsys, command.replace('OUT', out), out, 'choose')
+    refused(place, monkeypatch, capsys, command.replace('OUT', out), str(Path(out)), 'choose')
 
 
 @pytest.mark.parametrize('command', [*dict.fromkeys(command for command, _ in FOLDERS.values()), 'demo OUT --smoke'])

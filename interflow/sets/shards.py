@@ -7,6 +7,7 @@ __all__ = ['Pool', 'link_hr', 'map_name', 'write_map', 'Context', 'finish_image'
 
 # %% ../../nbs/3_degradation/09_sets.shards.ipynb #dfa9dcbd
 import hashlib
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
