@@ -7,7 +7,6 @@ __all__ = ['KEYS', 'Key', 'check_value', 'read_camera', 'describe_camera', 'find
 
 # %% ../nbs/1_photographs/41_cameras.ipynb #d67bdf76
 import json
-import sys
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from difflib import get_close_matches
@@ -16,6 +15,7 @@ from typing import Any, NamedTuple
 
 from .camera import CAMERAS, MEASURED, Camera, at_iso
 from .core import InterflowError
+from .settings import read_toml
 
 # %% ../nbs/1_photographs/41_cameras.ipynb #5f898c0e
 class Key(NamedTuple):
@@ -88,21 +88,6 @@ def check_value(
     return tuple(rows[0]) if len(key.limits) > 1 else value
 
 # %% ../nbs/1_photographs/41_cameras.ipynb #346b9cea
-def _load(path):
-    "The values of a TOML file."
-    if sys.version_info >= (3, 11):     # which has a reader of TOML of its own
-        import tomllib
-    else:
-        import tomli as tomllib
-    try:
-        return tomllib.loads(Path(path).read_text(encoding='utf-8'))
-    except FileNotFoundError:
-        raise InterflowError(f'{path}: no such file; check the path') from None
-    except ValueError as fault:     # of TOML, or of its letters
-        raise InterflowError(f'{path}: not TOML ({str(fault)[:120]}); `interflow camera canon` '
-                             'prints a file to start from') from None
-
-
 def _check_names(path, values):
     "Raises `InterflowError` for a key that is unknown or missing."
     for name in values:
@@ -118,7 +103,8 @@ def _check_names(path, values):
 
 def read_camera(path: str | Path) -> Camera:
     "The camera of a TOML file. Raises `InterflowError` for any value that cannot be."
-    values: Mapping[str, Any] = _load(path)
+    values: Mapping[str, Any] = read_toml(
+        path, '`interflow camera canon` prints a file to start from')
     _check_names(path, values)
     name = values.get('name', Path(path).stem)
     if not (isinstance(name, str) and name.strip()):
