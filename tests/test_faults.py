@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -42,6 +43,14 @@ def place(whole, tmp_path, monkeypatch):
 
 def cut(path):
     path.write_bytes(path.read_bytes()[:-500])
+
+
+def convert(path, mode):
+    Image.open(path).convert(mode).save(path)
+
+
+def deepen(path):
+    Image.fromarray(np.asarray(Image.open(path).convert('L')).astype(np.uint16) * 257).save(path)
 
 
 def shrink(path):
@@ -157,6 +166,213 @@ def test_nan_in_an_image(tmp_path):
     with pytest.raises(InterflowError, match='NaN.*nothing was written'):
         write_image(tmp_path / 'image.png', image)
     assert not list(tmp_path.iterdir())
+
+
+# ---------------------------------------------------------------- photographs: left aside, or converted
+
+UPSCALE = 'upscale network photos out --device cpu'
+JUDGE = 'judge flow photos --factors 3 --draws 2 --shots 2 --no-classifier --device cpu'
+BATCHES = {'simulate': f'{SIMULATE} --factors 2.1', 'generate': 'generate flow photos out --factors 3 --check none --processes 1 --device cpu', 'upscale': UPSCALE, 'judge': JUDGE}
+
+
+def link_to(path, target):
+    path.unlink()
+    path.symlink_to(target)
+
+
+# what a photograph may be instead, and words of its line
+BROKEN = {
+    'truncated': (cut, 'cut short or damaged'),
+    'zero bytes': (lambda path: path.write_bytes(b''), '0 bytes'),
+    'text': (lambda path: path.write_text('see the other folder'), 'it is text'),
+    'a link to nowhere': (lambda path: link_to(path, 'nowhere.png'), 'a link to a file that does not exist'),
+    'a link to itself': (lambda path: link_to(path, path.name), 'circle'),
+    'float': (lambda path: Image.fromarray(np.ones((8, 8), np.float32)).save(path, 'TIFF'), 'float'),
+}
+
+
+@pytest.fixture
+def three(place):
+    "Three photographs, large enough to be judged."
+    shutil.rmtree(place.root / 'photos')
+    folder = write_crops(place.root / 'photos', photographs('train')[:3], slice(200, 328), slice(300, 428))
+    photo = sorted(folder.iterdir())[1]
+    return SimpleNamespace(root=place.root, photo=photo, name=photo.name)
+
+
+@pytest.mark.parametrize('spoil, words', BROKEN.values(), ids=BROKEN)
+def test_one_broken_photograph_does_not_end_the_batch(three, monkeypatch, capsys, caplog, spoil, words):
+    spoil(three.photo)
+    code, lines = say(monkeypatch, capsys, UPSCALE)
+    told = [record.getMessage() for record in caplog.records]
+    assert code == 1 and len(told) == 1 and three.name in told[0] and words in told[0]
+    assert lines[-1].startswith('interflow: 1 of 3 files left aside') and len(list((three.root / 'out').iterdir())) == 2
+
+
+@pytest.mark.parametrize('command', BATCHES.values(), ids=BATCHES)
+def test_every_command_goes_on_or_is_strict(three, monkeypatch, capsys, caplog, command):
+    three.photo.write_text('no image')
+    convert(three.photo.with_name(sorted(path.name for path in three.photo.parent.iterdir())[0]), 'L')
+    before = contents(three.root)
+    code, lines = say(monkeypatch, capsys, f'{command} --strict')
+    assert code == 2 and len(lines) == 1 and three.name in lines[0] and changes(three.root, before) == []
+    caplog.clear()
+    code, lines = say(monkeypatch, capsys, command)
+    told = [record.getMessage() for record in caplog.records]
+    assert code == 1 and '1 of 3 files left aside' in lines[-1], lines
+    assert sum(three.name in line for line in told) == 1 and sum('grey, read as RGB' in line for line in told) == 1, told
+
+
+@pytest.mark.parametrize('command', BATCHES.values(), ids=BATCHES)
+def test_no_photograph_that_can_be_read_is_no_success(three, monkeypatch, capsys, command):
+    for path in (three.root / 'photos').iterdir():
+        path.write_bytes(b'')
+    code, lines = say(monkeypatch, capsys, command)
+    assert code == 2 and 'left aside' in lines[-1] and not (three.root / 'out').exists()
+
+
+def test_a_set_made_of_photographs_agrees_with_itself(three, monkeypatch, capsys):
+    "Held on its side, in wide colours, grey: HR is written as it was read; what needs nothing is linked."
+    from test_photographs import P3
+    plain, held, wide = sorted((three.root / 'photos').iterdir())
+    tag = Image.Exif()
+    tag[274] = 6
+    image = Image.open(held).crop((0, 0, 128, 96))
+    image.save(held, exif=tag)
+    Image.open(wide).save(wide, icc_profile=P3)
+    raw = np.asarray(Image.open(wide))
+    assert say(monkeypatch, capsys, BATCHES['generate'] + ' --names factor')[0] == 0
+    made = {path.stem: np.asarray(Image.open(path)) for path in (three.root / 'out/HR').iterdir()}
+    assert made[held.stem].shape == (128, 96, 3) and np.array_equal(made[held.stem], np.rot90(np.asarray(image), -1))
+    assert abs(made[wide.stem].astype(int) - raw).max() > 10
+    assert (three.root / 'out/HR' / plain.name).samefile(plain)
+    for path in (three.root / 'out/HR').iterdir():
+        with Image.open(path) as hr, Image.open(three.root / 'out/x3' / path.name) as lr:
+            assert hr.size == lr.size and not hr.getexif() and not hr.info.get('icc_profile')
+
+
+def test_what_belongs_to_a_picture_is_kept_when_it_is_enlarged(three, monkeypatch, capsys):
+    from test_photographs import P3
+    image = Image.open(three.photo)
+    image.putalpha(Image.linear_gradient('L').resize(image.size))
+    image.save(three.photo, icc_profile=P3)
+    assert say(monkeypatch, capsys, f'upscale network {three.photo} out --device cpu')[0] == 0
+    with Image.open(three.root / 'out' / three.name) as large:
+        assert large.info['icc_profile'] == P3 and large.mode == 'RGBA' and large.size == (384, 384)
+        alpha = np.asarray(large)[..., 3].astype(int)
+    assert abs(alpha - np.asarray(image.getchannel('A').resize(large.size, Image.Resampling.BICUBIC))).max() == 0
+
+
+# ---------------------------------------------------------------- pairs: one broken file ends it
+
+PAIRS = {'train': TRAIN, 'train-sr': TRAIN_SR, 'generate': f'{GENERATE} --path linear', 'evaluate': EVALUATE}
+
+
+@pytest.mark.parametrize('command', PAIRS.values(), ids=PAIRS)
+@pytest.mark.parametrize('spoil, words', [*BROKEN.values(), (lambda path: convert(path, 'L'), 'grey'), (lambda path: convert(path, 'RGBA'), 'transparency'), (deepen, '16-bit'),
+                                          (lambda path: (path.unlink(), path.mkdir()), 'missing')],
+                         ids=[*BROKEN, 'grey', 'RGBA', '16 bits', 'a folder'])
+def test_a_broken_image_of_a_pair_ends_it(place, monkeypatch, capsys, command, spoil, words):
+    spoil(place.lr)
+    before = contents(place.root)
+    code, lines = say(monkeypatch, capsys, command)
+    assert code == 2 and len(lines) == 1 and f'x2.1/{place.lr.name}' in lines[0] and words in lines[0], lines
+    assert changes(place.root, before) == []
+
+
+def vanish_at(monkeypatch, path, when):
+    "The file `path` is gone when batch `when` is made, and nothing was kept of it in the cache."
+    from interflow.data import PairBatches
+    from interflow.data.cache import _open
+    make = PairBatches.__call__
+
+    def batches(self, step, *rest, **more):
+        if step == when and path.exists():
+            path.rename(path.with_suffix('.gone'))
+            _open.cache_clear()
+        return make(self, step, *rest, **more)
+    monkeypatch.setattr(PairBatches, '__call__', batches)
+
+
+def test_a_file_that_vanishes_while_training_is_named_and_the_run_goes_on_later(place, monkeypatch, capsys):
+    command = 'train pairs {} --steps 8 --save-every 2 --patch 32 --batch-size 2 --device cpu'
+    monkeypatch.setenv('INTERFLOW_CACHE', str(place.photo / 'no folder'))       # each image is decoded again and again
+    assert say(monkeypatch, capsys, command.format('whole'))[0] == 0
+    with monkeypatch.context() as patched:
+        vanish_at(patched, place.lr, 6)
+        code, lines = say(monkeypatch, capsys, command.format('out'))
+    assert code == 2 and f'x2.1/{place.lr.name}: no such file' in lines[-1]
+    assert (place.root / 'out/state').exists() and not (place.root / 'out/model').exists()
+    code, lines = say(monkeypatch, capsys, command.format('out'))
+    assert code == 2 and place.lr.name in lines[-1], 'still gone, and told at once'
+    place.lr.with_suffix('.gone').rename(place.lr)
+    assert say(monkeypatch, capsys, command.format('out'))[0] == 0
+    first, second = ((place.root / run / 'model/model.safetensors').read_bytes() for run in ('whole', 'out'))
+    assert first == second, 'as if nothing had happened'
+
+
+# ---------------------------------------------------------------- the system
+
+def test_a_disk_that_is_full_in_the_midst_is_one_line(place, monkeypatch, capsys):
+    "What was finished stays, nothing half-written does; with room the same command goes on."
+    import errno
+    write, count = Path.write_bytes, [0]
+
+    def full(path, data):
+        count[0] += path.suffix == '.part' and path.name.startswith('.') and b'PNG' in data[:4]
+        if count[0] == 2:
+            raise OSError(errno.ENOSPC, 'No space left on device')
+        return write(path, data)
+    for command in (f'{SIMULATE} --factors 2.1', UPSCALE.replace('out', 'large'), f'{GENERATE} --factors 3 --check none --processes 1'.replace('out', 'set')):
+        count[0] = 0
+        with monkeypatch.context() as patched:
+            patched.setattr(Path, 'write_bytes', full)
+            code, lines = say(monkeypatch, capsys, command)
+        assert code == 2 and 'the disk is full; make room' in lines[-1] and '.png' in lines[-1], lines
+        assert not list(place.root.rglob('*.part'))
+        assert say(monkeypatch, capsys, command)[0] == 0
+
+
+def test_a_name_that_is_no_utf_8(place, monkeypatch, capsys):
+    import os
+    strange = os.fsencode(place.root / 'photos') + b'/caf\xe9.png'
+    try:
+        shutil.copy(place.photo, os.fsdecode(strange))
+    except OSError:
+        pytest.skip('this disk knows UTF-8 alone')
+    assert say(monkeypatch, capsys, UPSCALE)[0] == 0
+    assert os.path.exists(os.fsencode(place.root / 'out') + b'/caf\xe9.png')
+    for command in (f'{SIMULATE} --factors 2.1'.replace('out', 'set'), BATCHES['generate'].replace('out', 'more')):
+        code, lines = say(monkeypatch, capsys, command)
+        assert code in (0, 2) and (code == 0 or len(lines) == 1), lines
+
+
+def test_a_user_without_a_home(place, monkeypatch, capsys, tmp_path_factory):
+    import tempfile
+
+    def homeless():
+        raise RuntimeError('Could not determine home directory.')
+    monkeypatch.setattr(Path, 'home', homeless)
+    for name in ('INTERFLOW_CACHE', 'XDG_CACHE_HOME'):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path_factory.mktemp('temporary')))
+    assert say(monkeypatch, capsys, f'{TRAIN} --patch 32 --batch-size 1')[0] == 0
+
+
+# ---------------------------------------------------------------- large photographs
+
+@pytest.mark.parametrize('size', [(3000, 4000), (10_000, 10_000)], ids=['12 megapixels', '100 megapixels'])
+def test_large_photographs_are_read_without_a_word(tmp_path, size):
+    "In a process of its own: Pillow warns of 100 megapixels, and that would be seen."
+    Image.new('RGB', size[::-1], (9, 99, 199)).save(tmp_path / 'large.png', compress_level=1)
+    script = """
+from interflow.photographs import glance, read_photograph
+photograph = read_photograph('large.png')
+assert photograph.pixels.shape == glance('large.png').pixels.shape and photograph.notices == ()
+print(*photograph.pixels.shape, *photograph.pixels[-1, -1])
+"""
+    done = subprocess.run([sys.executable, '-c', script], cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout.split() == [*map(str, size), '3', '9', '99', '199'] and done.stderr == ''
 
 
 def contents(folder):
