@@ -62,7 +62,8 @@ def write_toml(
         lines += [f'\n[{name}]'] if name else []
         for key, value in table.items():
             if isinstance(value, Mapping):
-                inner = ', '.join(f'{one} = {_text(v)}' for one, v in value.items())
+                inner = ', '.join(f'{one} = {_text(v)}' for one, v in value.items()
+                                  if v is not None)
                 lines.append(f'{key} = {{ {inner} }}')
             elif value is not None:
                 lines.append(f'{key} = {_text(value)}')

@@ -6,7 +6,7 @@
 __all__ = ['start_from', 'invertibility', 'train_flow']
 
 # %% ../../nbs/2_flow/26_training.flow.ipynb #0f018abb
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -69,6 +69,7 @@ def train_flow(
     weights: LossWeights = LossWeights(),  # noqa: B008  frozen; of the terms of the loss
     device: str | torch.device = 'auto',
     init: InterFlow | None = None,            # a trained model of the same sizes to start from
+    recipe: Mapping[str, Any] | None = None,  # how the run is made again: out/settings.toml
 ) -> tuple[InterFlow, list[dict[str, Any]]]:  # (model, history)
     """Train a flow on `scenes` and save it as `out/model`.
 
@@ -92,7 +93,7 @@ def train_flow(
 
     def loss(model, batch, generator):
         return interflow_loss(model, batch, generator, weights)
-    watch = Watch('train the flow', batches.names, _probe_of(batches(0)))
+    watch = Watch('train the flow', batches.names, _probe_of(batches(0)), recipe)
     history = fit(model, loss, batches, config, out, settings, device, watch)
     kept = {name: value for name, value in settings.items() if name != 'scenes'}
     model.run = run_record([scene.name for scene in scenes],

@@ -6,7 +6,7 @@
 __all__ = ['Objective', 'Watch', 'Training', 'take_step', 'begin', 'keep', 'fit']
 
 # %% ../../nbs/2_flow/22_training.loop.ipynb #ffb18b6c
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..core import InterflowError, make_generator, pick_device, progress
 from ..data import prefetch
+from ..settings import write_toml
 from ..stopping import Interrupted, noted_signals
 from interflow.training.guard import (
     Guard,
@@ -56,6 +57,7 @@ class Watch:
     description: str = 'train'                                  # of the progress bar
     names: Callable[[int], Sequence[str]] | None = None         # step -> images of its batch
     probe: Callable[[nn.Module], dict[str, float]] | None = None    # of the model, at each save
+    recipe: Mapping[str, Any] | None = None     # how the run is made again: out/settings.toml
 
 
 @dataclass
@@ -119,6 +121,8 @@ def begin(
     "Claim the run's folder and load its newest state. Raises `InterflowError` for another run's."
     out, place = Path(out), pick_device(device)
     claim(out, config, settings)
+    if watch.recipe:
+        write_toml(out / 'settings.toml', watch.recipe, 'interflow COMMAND --config THIS OUT')
     accelerator = begin_accelerator(out, device=place)
     accelerator.init_trackers('logs')
     optimizer = torch.optim.Adam(model.parameters(), config.learning_rate, fused=True)
