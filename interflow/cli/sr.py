@@ -17,22 +17,25 @@ from torch import nn
 
 from interflow.cli.options import (
     CheckFirst,
+    ConfigFile,
     Data,
     Device,
     LearningRate,
     Out,
     OwnPairs,
+    Recipe,
     SaveEvery,
     Seed,
+    Sets,
     Steps,
     Strict,
+    Threads,
     app,
     describe_paths,
     find_places,
-    override,
     place_folders,
 )
-from ..core import InterflowError, pick_device, whole_file, write_csv
+from ..core import InterflowError, pick_device, use_threads, whole_file, write_csv
 from interflow.data import (
     Place,
     Scene,
@@ -71,6 +74,8 @@ class SRTrainOptions:
         help="bring the flow's images into the band of their factor")]
     FlowFactors = Annotated[str | None, typer.Option(
         help="'2.5,3.0' to choose from, or '2.2:3.6', any between  [default: the trained range]")]
+    Init = Annotated[Path | None, typer.Option(
+        help='folder of a trained network of the same kind and size to start from')]
     BatchSize = Annotated[int | None, typer.Option(
         help="crops a step  [default: the preset's]")]
     Patch = Annotated[int | None, typer.Option(
@@ -129,7 +134,7 @@ def _source(scenes, factors, share):
 # %% ../../nbs/6_using/09_cli.sr.ipynb #15aeb863
 @app.command('train-sr')
 def train_sr_command(
-    data: Data, out: Out, network: SRTrainOptions.Network = 'rcan',
+    ctx: typer.Context, data: Data, out: Out, network: SRTrainOptions.Network = 'rcan',
     preset: Preset = 'tiny', size: SRTrainOptions.Size = None,
     factors: SRTrainOptions.Factors = None, weights: SRTrainOptions.Weights = None,
     flow: SRTrainOptions.Flow = None, flow_path: SRTrainOptions.FlowPath = 'sample',
@@ -137,24 +142,34 @@ def train_sr_command(
     hr: OwnPairs.Hr = None, lr: OwnPairs.Lr = None, factor: OwnPairs.Factor = None,
     steps: Steps = None, batch_size: SRTrainOptions.BatchSize = None,
     patch: SRTrainOptions.Patch = None, learning_rate: LearningRate = None,
-    save_every: SaveEvery = None, check_first: CheckFirst = True, seed: Seed = 0,
-    device: Device = 'auto',
+    save_every: SaveEvery = None, init: SRTrainOptions.Init = None,
+    check_first: CheckFirst = True, config: ConfigFile = None, sets: Sets = None, seed: Seed = 0,
+    threads: Threads = 0, device: Device = 'auto',
 ) -> None:
     """Train an SR network on sets of pairs, and on images that a flow makes while it trains;
-    writes OUT/model."""
+    writes OUT/model. Ctrl-C saves, and the same command goes on.
+
+    interflow train-sr runs/set runs/rcan --network rcan --set training.clip=1
+
+    interflow train-sr --config runs/rcan/settings.toml runs/again
+    """
     from interflow.checking import quick_check
-    from interflow.sr.networks import network_config
+    from interflow.sr.networks import network_config, open_network
     from interflow.sr.training import sr_preset, train_sr
+    place, recipe = pick_device(device), Recipe(ctx, sets, ('training', 'model'))
     places = find_places(data, hr, lr, factor)
-    guard_folder(out, [*place_folders(places), *([flow] if flow else [])])
-    config = override(sr_preset(network, preset), steps=steps, batch_size=batch_size, patch=patch,
-                      learning_rate=learning_rate, save_every=save_every, seed=seed)
-    settings = network_config(network, size or preset)
+    guard_folder(out, [*place_folders(places), *filter(None, (flow, init))])
+    training = recipe.apply(
+        'training', sr_preset(network, preset), steps=steps, batch_size=batch_size, patch=patch,
+        learning_rate=learning_rate, save_every=save_every, seed=seed)
+    settings = recipe.apply('model', network_config(network, size or preset))
     sources = sr_sources(places, factors, weights, flow, flow_path, flow_factors, flow_band)
     if check_first:
         used = sorted({one for source in sources for one in source.factors or ()})
         quick_check([scene for source in sources for scene in source.scenes], used or None)
-    _, history = train_sr(sources, out, settings, config, pick_device(device))
+    start = None if init is None else open_network(str(init))
+    use_threads(training.batch_size * training.patch ** 2, threads)
+    _, history = train_sr(sources, out, settings, training, place, start, recipe.stored())
     typer.echo(f'L1 {history[-1]["loss"]:.4f} at the last step: {out / "model"}')
 
 # %% ../../nbs/6_using/09_cli.sr.ipynb #7adf3a6e
@@ -251,13 +266,14 @@ def evaluate_command(
     rival."""
     from interflow.sr.evaluation import PUBLISHED, evaluate, format_table, summarise
     from interflow.sr.networks import open_network
+    place = pick_device(device)
     networks, sets = part_places([*networks, *([data] if data else [])], hr is not None)
     scenes = read_set(find_places(sets, hr, lr, factor), 'test')
     asked = [name.strip() for name in measures.split(',')]
     read = [path for scene in scenes for path in (scene.hr, *scene.lr.values())]
     guard_outputs(filter(None, (csv, crops)), [*read, *model_files(*networks)], made_before)
     names = tuple(dict.fromkeys((*PUBLISHED, *asked)))
-    loaded = {str(place): open_network(place).to(pick_device(device)) for place in networks}
+    loaded = {str(folder): open_network(folder).to(place) for folder in networks}
     if rival not in (*loaded, 'bicubic'):
         raise InterflowError(f'rival {rival}: not among the networks given; choose one of '
                              f'{", ".join(loaded)} or bicubic')

@@ -19,7 +19,7 @@ from PIL import Image
 
 from ..checkpoints import fingerprint
 from ..clusters import Engine, Processes
-from ..core import InterflowError, read_pixels, write_json
+from ..core import InterflowError, pick_device, read_pixels, write_json
 from ..data import Scene, begin_folder, read_scene
 from ..files import guard_outputs
 from ..generation import LatentStatistics
@@ -217,6 +217,8 @@ def generate(
     `InterflowError` before anything is written for what is wrong with settings, scenes or folder,
     and at the end where every image was set aside; folder and manifest stay, to be looked at.
     """
+    if engine is None:      # else the device is another machine's
+        pick_device(device)
     begin_set(model, scenes, out, config, statistics, resume)
     if (report := join(out, config, scenes)).missing:
         photographs = ask_photographs(model, scenes, config, statistics)
