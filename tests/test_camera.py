@@ -9,17 +9,21 @@ from skimage.registration import phase_cross_correlation
 from interflow.camera import (
     BLACK_LEVEL,
     CAMERAS,
+    LONGEST,
     MARGIN,
+    MEASURED,
     WHITE_LEVEL,
     Colour,
     add_noise,
     airy_mtf,
+    at_iso,
     box_mtf,
     demosaic,
     develop,
     draw_colour,
     draw_residuals,
     get_camera,
+    lateral_sizes,
     measure_mtf,
     mosaic,
     project,
@@ -83,6 +87,41 @@ def test_sharpness_is_optics_times_pixel(name, factor, upright):
         analytic = airy_mtf(frequency, wavelength, camera.f_number, camera.pitch) * pixel
         own = torch.exp(-2 * (math.pi * blur * frequency / factor) ** 2)
         assert (measured / own - analytic)[frequency <= .45].abs().max() < .03
+
+
+@pytest.mark.parametrize('name', MEASURED)
+@pytest.mark.parametrize('factor', [1.5, 3.75])
+@pytest.mark.parametrize('side', [-1, 1])
+def test_lateral_colour_moves_red_and_blue_by_the_size_of_their_image(name, factor, side):
+    camera, middle, away = MEASURED[name], 511.5, 300
+    dot = .1 + .6 * torch.exp(-((torch.arange(64.)[:, None] - 32) ** 2 + (torch.arange(1024.) - middle - side * away) ** 2) / 200)
+    plane = project(dot.expand(3, 64, 1024), camera, factor)
+    place = torch.arange(plane.shape[-1]) - (plane.shape[-1] - 1) / 2
+    near = (place - side * away / factor).abs() < 60 / factor
+    weight = (plane - .1).sum(1)[:, near]
+    found = (weight * place[near]).sum(1) / weight.sum(1)
+    expected = side * away / factor * torch.tensor(lateral_sizes(camera, factor), dtype=torch.float64)
+    assert ((found - found[1]) - (expected - expected[1])).abs().max() < .005
+    assert (expected - expected[1]).abs().max() > .01
+
+
+def test_images_of_one_size_are_a_lens_without_lateral_colour():
+    light, plain = scene().double(), replace(CANON, lateral=((24, 1., 1.), (105, 1., 1.)))
+    assert torch.allclose(project(light, plain, 2.1), project(light, CANON, 2.1), rtol=0, atol=1e-12)
+    assert lateral_sizes(MEASURED['canon-5d3'], LONGEST / 26) == pytest.approx(((1.0011673 + 1.0009538) / 2, 1., (1.0001820 + 1.0001947) / 2))
+
+
+@pytest.mark.parametrize('name', CAMERAS)
+def test_noise_at_another_iso_has_the_measured_ratio(name):
+    camera = CAMERAS[name]
+    rows = {iso: (shot, read) for iso, shot, read in camera.noise}
+    for iso, (shot, read) in rows.items():
+        there = at_iso(camera, iso)
+        assert there.shot / camera.shot == pytest.approx(shot / rows[1600][0]) and there.read / camera.read == pytest.approx(read / rows[1600][1])
+    assert at_iso(camera, camera.iso) == camera
+    for wrong in (50, 51200, math.nan):
+        with pytest.raises(InterflowError, match='ISO'):
+            at_iso(camera, wrong)
 
 
 @pytest.mark.parametrize('name', CAMERAS)
