@@ -23,6 +23,7 @@ class Key(NamedTuple):
     words: str
     limits: tuple[tuple[float, float], ...]     # of each of its numbers
     rows: bool = False                          # a list of such, ascending by the first
+    whole: bool = False                         # whole numbers alone
 
 
 def _range(words, *limits):
@@ -35,13 +36,13 @@ KEYS: dict[str, Key] = {
     'shot': _range('shot noise: the variance of a raw value x in [0, 1] is x*shot + read', (0, 1)),
     'read': _range('read noise: the variance of a raw value of 0', (0, 1)),
     'wavelengths': _range('of red, green and blue, micrometres', *3 * [(.3, 1.2)]),
-    'shift': _range('largest error of registration, HR pixels', (0, 8)),
+    'shift': _range('largest error of registration, HR pixels', (0, 4)),
     'gain': _range('largest error of the brightness, relative', (0, .5)),
     'offset': _range('largest error of black, of the range [0, 1]', (0, .5)),
-    'exposure': _range('mean and spread of display white, as a raw value', (.01, 1), (0, 1)),
-    'red_gain': _range('least and largest white balance of red', (.1, 10), (.1, 10)),
-    'blue_gain': _range('least and largest white balance of blue', (.1, 10), (.1, 10)),
-    'jpeg_quality': _range('1 to 100; without it no JPEG', (1, 100)),
+    'exposure': _range('mean and spread of display white, as a raw value', (.5, 1), (0, 1)),
+    'red_gain': _range('least and largest white balance of red', (1, 10), (1, 10)),
+    'blue_gain': _range('least and largest white balance of blue', (1, 10), (1, 10)),
+    'jpeg_quality': Key('without it no JPEG', ((1, 100),), whole=True),
     'iso': _range('at which shot and read hold', (1, 1e7)),
     'noise': Key('ISO, shot, read as measured; only ratios between rows count',
                  ((1, 1e7), (1e-30, 1), (1e-30, 1)), rows=True),
@@ -49,18 +50,20 @@ KEYS: dict[str, Key] = {
                    ((1, 5000), (.9, 1.1), (.9, 1.1)), rows=True)}
 
 # %% ../nbs/1_photographs/41_cameras.ipynb #158ef792
-def _fits(value, limits):
-    "Whether a value is a list of numbers within `limits`."
-    return (isinstance(value, list) and len(value) == len(limits)
-            and all(isinstance(number, (int, float)) and not isinstance(number, bool)
-                    and low <= number <= high for number, (low, high) in zip(value, limits)))
+def _fits(value, key):
+    "Whether a value is a list of numbers within the limits of `key`."
+    kinds = int if key.whole else (int, float)
+    return (isinstance(value, list) and len(value) == len(key.limits)
+            and all(isinstance(number, kinds) and not isinstance(number, bool)
+                    and low <= number <= high for number, (low, high) in zip(value, key.limits)))
 
 
 def _wanted(key):
     "What to give, in words."
-    limits = [f'from {low:g} to {high:g}' for low, high in key.limits]
+    limits = [f'from {low:g} to {high:g}' if low > 1e-20 or low == 0 else f'above 0 to {high:g}'
+              for low, high in key.limits]
     if len(limits) == 1:
-        return f'a number {limits[0]}'
+        return f'a {"whole " if key.whole else ""}number {limits[0]}'
     same = len(set(limits)) == 1
     return f'{len(limits)} numbers in brackets, ' + (limits[0] if same else ', '.join(limits))
 
@@ -77,7 +80,7 @@ def check_value(
         raise InterflowError(f'{place}: {name} = {value}: {key.words}; give a list of rows, each '
                              f'{_wanted(key)}')
     for row in rows:
-        if not _fits(row, key.limits):
+        if not _fits(row, key):
             shown = row if len(key.limits) > 1 else value
             raise InterflowError(f'{place}: {name} = {shown}: {key.words}; give {_wanted(key)}')
     if key.rows and [row[0] for row in rows] != sorted({row[0] for row in rows}):

@@ -279,7 +279,7 @@ WRONG = [({'pitch': '-1'}, 'pitch = -1', 'micrometres'), ({'pitch': '6250'}, 'pi
          ({'red_gain': '2.0'}, 'red_gain', '2 numbers'), ({'red_gain': '[2.4, 1.9]'}, 'red_gain', 'smaller one first'), ({'name': '3'}, 'name = 3', 'quotes'),
          ({'noise': '[[100, 1e-6, 1e-8]]'}, 'iso = None', 'from 100 to 100'), ({'noise': '3', 'iso': '100'}, 'noise = 3', 'rows'),
          ({'lateral': '[[105, 1, 1], [24, 1, 1]]'}, 'lateral', 'ascend'), ({'lateral': '[[105, 1.2, 1]]'}, 'lateral', '0.9 to 1.1'),
-         ({'shot': '= 3'}, 'not TOML', 'interflow camera canon')]
+         ({'jpeg_quality': '90.5'}, 'jpeg_quality = 90.5', 'whole number from 1 to 100'), ({'shot': '= 3'}, 'not TOML', 'interflow camera canon')]
 
 
 @pytest.mark.parametrize('changes, value, words', WRONG, ids=[str(changes) for changes, *_ in WRONG])
