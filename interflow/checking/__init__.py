@@ -7,7 +7,7 @@ __all__ = ['ASKED', 'VIEW', 'Posterior', 'PAIRS', 'PIXELS', 'judge_together', 'a
            'Check', 'Finding', 'SceneFacts', 'Tolerance', 'contact_sheet', 'count_of', 'examine', 'examine_all',
            'format_findings', 'format_groups', 'write_check']
 
-# %% ../../nbs/3_degradation/24_checking.ipynb #222c05c7
+# %% ../../nbs/3_degradation/24_checking.ipynb #c5fbe10d
 import logging
 import os
 from collections import defaultdict
@@ -47,15 +47,15 @@ from interflow.checking.scenes import (  # noqa: F401
     examine_all,
     rows_of,
 )
-from .twins import Pictured, judge_twins, split_of
+from .twins import Pictured, judge_twins
 from ..core import InterflowError, best_processes, to_tensor
 from ..data import Scene, read_scene, read_scenes
 
-# %% ../../nbs/3_degradation/24_checking.ipynb #c7246192
+# %% ../../nbs/3_degradation/24_checking.ipynb #2354864c
 _all_ = ['TOLERANCE', 'Check', 'Finding', 'SceneFacts', 'Tolerance', 'contact_sheet', 'count_of',
          'examine', 'examine_all', 'format_findings', 'format_groups', 'write_check']
 
-# %% ../../nbs/3_degradation/24_checking.ipynb #08c1fd71
+# %% ../../nbs/3_degradation/24_checking.ipynb #d959f1d0
 def _judge_factors(facts, tolerance):
     "(folder, claimed factor) -> what its spectra say; and the findings."
     groups, found, findings = defaultdict(list), {}, []
@@ -73,20 +73,18 @@ def _judge_factors(facts, tolerance):
 
 def judge_together(
     facts: Sequence[SceneFacts],
-    places: Sequence[str | Path],       # the folder of the set of each scene
     tolerance: Tolerance = TOLERANCE,
 ) -> tuple[dict[tuple[str, float | None], FoundFactor | None], list[Finding]]:
     "What spectra say of each (folder, claimed factor); and what scenes say together."
     found, findings = _judge_factors(facts, tolerance)
     pictures = {}
-    for one, place in zip(facts, places):
+    for one in facts:
         if one.print is not None:
             file = os.path.abspath(one.scene.hr)
-            pictures[file] = Pictured(str(one.scene.hr), one.scene.name,
-                                      one.scene.split or split_of(file, place), one.print)
+            pictures[file] = Pictured(str(one.scene.hr), one.scene.name, one.scene.split, one.print)
     return found, findings + judge_twins(list(pictures.values()), tolerance)
 
-# %% ../../nbs/3_degradation/24_checking.ipynb #2d436e13
+# %% ../../nbs/3_degradation/24_checking.ipynb #897392cd
 ASKED = 5           # pairs of each group that a flow is asked about
 VIEW = 160          # pixels a side of what it sees
 Posterior = Callable[[Tensor, Tensor], float]       # HR and LR (3, H, W) in [0, 1] -> factor
@@ -114,17 +112,20 @@ def ask_flow(
         told[place, factor] = float(np.median(answers))
     return told
 
-# %% ../../nbs/3_degradation/24_checking.ipynb #e348d997
+# %% ../../nbs/3_degradation/24_checking.ipynb #3f78fe51
 def _read(folder):
-    "The scenes of one set; none, and a finding, where its reader refuses."
+    "The scenes of one set, and what its reader says; none where it refuses."
+    said: list[str] = []
     try:
-        return read_scenes(folder), []
+        scenes = read_scenes(folder, say=said.append)
     except InterflowError as fault:
         return [], [finding_of(fault, folder, 'set')]
+    return scenes, [Finding('note', 'set', str(folder), line.removeprefix(f'{folder}: '))
+                    for line in said]
 
 
 def check(
-    data: Iterable[str | Path],             # folders of sets
+    data: Iterable[str | Path],             # folders of sets, or lists of pairs
     processes: int | None = None,           # None: all cores, or one for a small set
     posterior: Posterior | None = None,     # of a flow
     tolerance: Tolerance = TOLERANCE,
@@ -132,15 +133,14 @@ def check(
     "Look at every image of sets of pairs. A set that cannot be read is a finding, not an error."
     folders, findings = [Path(folder) for folder in data], []
     scenes: list[Scene] = []
-    places: list[Path] = []
     for folder in folders:
         own, faults = _read(folder)
-        scenes, places = scenes + own, places + [folder] * len(own)
+        scenes += own
         findings += faults + lacking(own) + (left_over([folder], own) if own else [])
     if processes is None:
         processes = 1 if bytes_of(scenes) < SMALL else best_processes('cpu', scenes, 10_000)
     facts = examine_all(scenes, processes, tolerance)
-    found, together = judge_together(facts, places, tolerance)
+    found, together = judge_together(facts, tolerance)
     told = ask_flow(facts, posterior, tolerance) if posterior else {}
     findings += [finding for one in facts for finding in one.findings] + together
     groups = [group_of(*key, rows, _believed(found.get(key), tolerance), told.get(key))
@@ -153,7 +153,7 @@ def _believed(found, tolerance):
     "The factor that spectra tell, None where its misfit is large."
     return found.factor if found and found.misfit < tolerance.misfit else None
 
-# %% ../../nbs/3_degradation/24_checking.ipynb #0092ae64
+# %% ../../nbs/3_degradation/24_checking.ipynb #a46289aa
 PAIRS, PIXELS = 12, 40e6        # pairs and pixels that a quick check decodes, at most
 
 
@@ -193,7 +193,7 @@ def _few(scenes, sizes):
                 chosen.append(scene)
     return chosen
 
-# %% ../../nbs/3_degradation/24_checking.ipynb #33ddaa39
+# %% ../../nbs/3_degradation/24_checking.ipynb #28527a81
 def quick_check(
     scenes: Sequence[Scene],
     factors: Sequence[float] | None = None,     # claimed ones that will be used; None: all

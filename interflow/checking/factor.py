@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FACTORS', 'KERNELS', 'MIDDLE', 'factor_curve', 'FoundFactor', 'read_curve', 'contradicts', 'Enlarged', 'judge_group']
 
-# %% ../../nbs/3_degradation/21_checking.factor.ipynb #5e7c29f7
+# %% ../../nbs/3_degradation/21_checking.factor.ipynb #e03b2680
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -17,7 +17,7 @@ from .files import TOLERANCE, Finding, Tolerance
 from ..core import to_tensor
 from ..enlargement import axis_spectrum, spectrum_misfit
 
-# %% ../../nbs/3_degradation/21_checking.factor.ipynb #a876be73
+# %% ../../nbs/3_degradation/21_checking.factor.ipynb #69bf6dfc
 FACTORS = torch.tensor([1.5 * 1.05 ** k for k in range(24)], dtype=torch.float64)
 KERNELS = (-.5, -.75, 'linear', 'lanczos3', 'lanczos4')      # as `kernel_mtf` knows them
 MIDDLE = 384                # pixels a side that are looked at
@@ -36,7 +36,7 @@ def factor_curve(
     curves = [spectrum_misfit(spectra, FACTORS, kernel) for kernel in KERNELS]
     return torch.stack(curves).float().numpy()
 
-# %% ../../nbs/3_degradation/21_checking.factor.ipynb #8f0cb61d
+# %% ../../nbs/3_degradation/21_checking.factor.ipynb #505565a6
 class FoundFactor(NamedTuple):
     "What a curve says."
     factor: float           # that fits best
@@ -59,7 +59,7 @@ def read_curve(
     of_claim = min(float(np.interp(at, np.arange(len(line)), one)) for one in curve)
     return FoundFactor(float(FACTORS[0]) * 1.05 ** place, float(line[k]), of_claim)
 
-# %% ../../nbs/3_degradation/21_checking.factor.ipynb #d9074a99
+# %% ../../nbs/3_degradation/21_checking.factor.ipynb #9a4ffa22
 def contradicts(
     found: FoundFactor,
     claimed: float,                     # factor
@@ -73,7 +73,7 @@ def contradicts(
         return ''
     return 'error' if larger and away > tolerance.factor_error else 'warning'
 
-# %% ../../nbs/3_degradation/21_checking.factor.ipynb #29b32516
+# %% ../../nbs/3_degradation/21_checking.factor.ipynb #e27eab06
 class Enlarged(NamedTuple):
     "An LR image and the curve of its spectrum."
     file: str

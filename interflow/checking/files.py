@@ -6,7 +6,7 @@
 __all__ = ['LEVELS', 'TOLERANCE', 'Finding', 'worst', 'Tolerance', 'finding_of', 'read_header', 'misfit_of_sizes', 'left_over',
            'lacking']
 
-# %% ../../nbs/3_degradation/16_checking.files.ipynb #194a9e56
+# %% ../../nbs/3_degradation/16_checking.files.ipynb #847113ed
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -20,7 +20,7 @@ from ..data.scenes import Scene, fits
 from ..images import mode_of, stored_bits
 from ..photographs import list_photographs
 
-# %% ../../nbs/3_degradation/16_checking.files.ipynb #634532d2
+# %% ../../nbs/3_degradation/16_checking.files.ipynb #b1945797
 LEVELS = ('note', 'warning', 'error')
 
 
@@ -46,7 +46,7 @@ def worst(
     "The highest level that occurs."
     return max((finding.level for finding in findings), key=LEVELS.index, default='')
 
-# %% ../../nbs/3_degradation/16_checking.files.ipynb #d2c038b2
+# %% ../../nbs/3_degradation/16_checking.files.ipynb #98663ce5
 @dataclass(frozen=True)
 class Tolerance:
     "From where on something is doubtful, and from where on it cannot be right."
@@ -68,7 +68,7 @@ class Tolerance:
 
 TOLERANCE = Tolerance()
 
-# %% ../../nbs/3_degradation/16_checking.files.ipynb #fd262651
+# %% ../../nbs/3_degradation/16_checking.files.ipynb #97b36418
 def finding_of(
     fault: InterflowError,      # its text begins with the file and a colon
     file: str | Path,           # that it is about
@@ -95,7 +95,7 @@ def read_header(path: str | Path) -> tuple[int, int]:
     height, width = read_pixels(path).shape[:2]
     return height, width
 
-# %% ../../nbs/3_degradation/16_checking.files.ipynb #0594495e
+# %% ../../nbs/3_degradation/16_checking.files.ipynb #9a6dd3c7
 def misfit_of_sizes(
     hr: tuple[int, int],    # (H, W)
     lr: tuple[int, int],    # (h, w)
@@ -115,7 +115,7 @@ def misfit_of_sizes(
     return (f'is {here}, smaller than its HR image {there} by {ratio:.2f}, not by {factor:g}; '
             'name its true factor')
 
-# %% ../../nbs/3_degradation/16_checking.files.ipynb #bb99b4e2
+# %% ../../nbs/3_degradation/16_checking.files.ipynb #af8cc0b5
 def left_over(
     folders: Iterable[str | Path],      # of the sets
     scenes: Sequence[Scene],            # that were read from them
@@ -124,7 +124,7 @@ def left_over(
     used = {os.path.abspath(path) for scene in scenes for path in (scene.hr, *scene.lr.values())}
     places, found = {os.path.dirname(path) for path in used}, []
     idle: Counter[str] = Counter()
-    for folder in folders:
+    for folder in filter(os.path.isdir, folders):       # a list of pairs leaves out what it likes
         for path in list_photographs(folder, say=lambda line: None):
             place, name = os.path.split(os.path.abspath(path))
             if os.path.join(place, name) in used:

@@ -6,7 +6,7 @@
 __all__ = ['SIDE', 'BLOCK', 'LEAST', 'thumbnail', 'grey_of', 'clipped_share', 'colour_of', 'flat_noise', 'ImageFacts', 'look',
            'judge_image']
 
-# %% ../../nbs/3_degradation/17_checking.images.ipynb #77556cee
+# %% ../../nbs/3_degradation/17_checking.images.ipynb #bd324207
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from .files import TOLERANCE, Finding, Tolerance
 
-# %% ../../nbs/3_degradation/17_checking.images.ipynb #7a0fdc9d
+# %% ../../nbs/3_degradation/17_checking.images.ipynb #40134e4a
 SIDE = 64       # pixels of the longer side of a thumbnail
 
 
@@ -38,7 +38,7 @@ def grey_of(
     import cv2
     return cv2.cvtColor(np.ascontiguousarray(pixels), cv2.COLOR_RGB2GRAY).astype(np.float32)
 
-# %% ../../nbs/3_degradation/17_checking.images.ipynb #cfeab7df
+# %% ../../nbs/3_degradation/17_checking.images.ipynb #8a0de2c6
 def clipped_share(
     pixels: np.ndarray,     # (H, W, 3) uint8
 ) -> float:                 # in [0, 1]
@@ -53,7 +53,7 @@ def colour_of(
     "How far red, green and blue are apart, on average: 0 for a grey image stored as RGB."
     return float(np.ptp(thumb.astype(np.int16), axis=-1).mean())
 
-# %% ../../nbs/3_degradation/17_checking.images.ipynb #19e54c5b
+# %% ../../nbs/3_degradation/17_checking.images.ipynb #abf788be
 BLOCK = 8                   # pixels a side
 _LOW = 1 - 1.645 / (2 * (BLOCK ** 2 - 3)) ** .5     # 5th percentile of a standard deviation
 
@@ -80,7 +80,7 @@ def flat_noise(
     variance = left_over[usable].clip(0) / (BLOCK ** 2 - 3)
     return float(np.sqrt(np.percentile(variance, 5)) / _LOW)
 
-# %% ../../nbs/3_degradation/17_checking.images.ipynb #69cbab5e
+# %% ../../nbs/3_degradation/17_checking.images.ipynb #23eed645
 @dataclass(frozen=True)
 class ImageFacts:
     "What one image says about itself."
@@ -102,7 +102,7 @@ def look(
     return ImageFacts(str(file), (pixels.shape[0], pixels.shape[1]), clipped_share(pixels),
                       colour_of(thumb), flat_noise(pixels, factor), thumb)
 
-# %% ../../nbs/3_degradation/17_checking.images.ipynb #b3c63fda
+# %% ../../nbs/3_degradation/17_checking.images.ipynb #6de96ac1
 LEAST = 64      # pixels: smaller images are too small to be measured
 
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SHARP', 'fit_light', 'compare_sharpness', 'PairFacts', 'compare_pair', 'judge_pair']
 
-# %% ../../nbs/3_degradation/19_checking.pairs.ipynb #e28c9a27
+# %% ../../nbs/3_degradation/19_checking.pairs.ipynb #d3747051
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,7 +21,7 @@ from interflow.checking.shift import (
     step_of,
 )
 
-# %% ../../nbs/3_degradation/19_checking.pairs.ipynb #3272f92a
+# %% ../../nbs/3_degradation/19_checking.pairs.ipynb #6290fb33
 def fit_light(
     hr: np.ndarray,     # (h, w, 3) uint8, a thumbnail
     lr: np.ndarray,     # of the LR image
@@ -46,7 +46,7 @@ def fit_light(
     casts = (far - near).mean(0)
     return float(gain), float(offset), float(casts[np.abs(casts).argmax()])
 
-# %% ../../nbs/3_degradation/19_checking.pairs.ipynb #7c6d8da6
+# %% ../../nbs/3_degradation/19_checking.pairs.ipynb #189666b7
 SHARP = 256     # pixels a side, of the window that is compared at full size
 
 
@@ -73,7 +73,7 @@ def compare_sharpness(
     return (float(10 * np.log10(power[1][fine].sum() / power[0][fine].sum())),
             float(cross[shown].sum() / power[0][shown].sum()))
 
-# %% ../../nbs/3_degradation/19_checking.pairs.ipynb #63038550
+# %% ../../nbs/3_degradation/19_checking.pairs.ipynb #32006f0d
 @dataclass(frozen=True)
 class PairFacts:
     "What a pair says about itself."
@@ -114,7 +114,7 @@ def compare_pair(
                      likeness(near, far, shift), min(contrast(near), contrast(far)),
                      *fit_light(*thumbs), *sharp, equal and np.array_equal(hr, lr))
 
-# %% ../../nbs/3_degradation/19_checking.pairs.ipynb #acfe19cc
+# %% ../../nbs/3_degradation/19_checking.pairs.ipynb #17fa256f
 def _way(facts):
     "The shift in words."
     words = [f'{abs(value):.1f} pixels {there if value > 0 else back}'
@@ -140,7 +140,7 @@ def _of_place(facts, lr, hr, tolerance):
                 'pair again')
     return None
 
-# %% ../../nbs/3_degradation/19_checking.pairs.ipynb #604915a1
+# %% ../../nbs/3_degradation/19_checking.pairs.ipynb #cb452144
 def _of_sharpness(facts, lr, hr, factor, tolerance, enlarged):
     "`(level, kind, text)` where LR is no less sharp than HR."
     if facts.copy:
@@ -166,7 +166,7 @@ def _of_light(facts, tolerance):
                 'in a colour; fit gain and offset for each colour, as registration does')
     return None
 
-# %% ../../nbs/3_degradation/19_checking.pairs.ipynb #f257b911
+# %% ../../nbs/3_degradation/19_checking.pairs.ipynb #016fe2e7
 def judge_pair(
     facts: PairFacts,
     hr: ImageFacts,
