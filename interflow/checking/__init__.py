@@ -7,7 +7,7 @@ __all__ = ['ASKED', 'VIEW', 'Posterior', 'PAIRS', 'PIXELS', 'judge_together', 'a
            'Check', 'Finding', 'SceneFacts', 'Tolerance', 'contact_sheet', 'count_of', 'examine', 'examine_all',
            'format_findings', 'format_groups', 'write_check']
 
-# %% ../../nbs/3_degradation/24_checking.ipynb #c5fbe10d
+# %% ../../nbs/3_degradation/24_checking.ipynb #901f37a9
 import logging
 import os
 from collections import defaultdict
@@ -51,11 +51,11 @@ from .twins import Pictured, judge_twins
 from ..core import InterflowError, best_processes, to_tensor
 from ..data import Scene, read_scene, read_scenes
 
-# %% ../../nbs/3_degradation/24_checking.ipynb #2354864c
+# %% ../../nbs/3_degradation/24_checking.ipynb #8c7c2b85
 _all_ = ['TOLERANCE', 'Check', 'Finding', 'SceneFacts', 'Tolerance', 'contact_sheet', 'count_of',
          'examine', 'examine_all', 'format_findings', 'format_groups', 'write_check']
 
-# %% ../../nbs/3_degradation/24_checking.ipynb #d959f1d0
+# %% ../../nbs/3_degradation/24_checking.ipynb #a9893fff
 def _judge_factors(facts, tolerance):
     "(folder, claimed factor) -> what its spectra say; and the findings."
     groups, found, findings = defaultdict(list), {}, []
@@ -81,10 +81,11 @@ def judge_together(
     for one in facts:
         if one.print is not None:
             file = os.path.abspath(one.scene.hr)
-            pictures[file] = Pictured(str(one.scene.hr), one.scene.name, one.scene.split, one.print)
+            pictures[file] = Pictured(str(one.scene.hr), one.scene.name, one.scene.split, one.print,
+                                      frozenset(one.scene.lr))
     return found, findings + judge_twins(list(pictures.values()), tolerance)
 
-# %% ../../nbs/3_degradation/24_checking.ipynb #897392cd
+# %% ../../nbs/3_degradation/24_checking.ipynb #5f8eab83
 ASKED = 5           # pairs of each group that a flow is asked about
 VIEW = 160          # pixels a side of what it sees
 Posterior = Callable[[Tensor, Tensor], float]       # HR and LR (3, H, W) in [0, 1] -> factor
@@ -112,7 +113,7 @@ def ask_flow(
         told[place, factor] = float(np.median(answers))
     return told
 
-# %% ../../nbs/3_degradation/24_checking.ipynb #3f78fe51
+# %% ../../nbs/3_degradation/24_checking.ipynb #7057b380
 def _read(folder):
     "The scenes of one set, and what its reader says; none where it refuses."
     said: list[str] = []
@@ -150,10 +151,11 @@ def check(
 
 
 def _believed(found, tolerance):
-    "The factor that spectra tell, None where its misfit is large."
-    return found.factor if found and found.misfit < tolerance.misfit else None
+    "The factor that spectra tell; None for a large misfit, and for a factor too small to tell."
+    sure = found and found.misfit < tolerance.misfit and found.factor > 1.8
+    return found.factor if sure else None
 
-# %% ../../nbs/3_degradation/24_checking.ipynb #a46289aa
+# %% ../../nbs/3_degradation/24_checking.ipynb #ce4770f4
 PAIRS, PIXELS = 12, 40e6        # pairs and pixels that a quick check decodes, at most
 
 
@@ -193,7 +195,7 @@ def _few(scenes, sizes):
                 chosen.append(scene)
     return chosen
 
-# %% ../../nbs/3_degradation/24_checking.ipynb #28527a81
+# %% ../../nbs/3_degradation/24_checking.ipynb #81926cc9
 def quick_check(
     scenes: Sequence[Scene],
     factors: Sequence[float] | None = None,     # claimed ones that will be used; None: all

@@ -6,9 +6,9 @@
 __all__ = ['LEVELS', 'TOLERANCE', 'Finding', 'worst', 'Tolerance', 'finding_of', 'read_header', 'misfit_of_sizes', 'left_over',
            'lacking']
 
-# %% ../../nbs/3_degradation/16_checking.files.ipynb #847113ed
+# %% ../../nbs/3_degradation/16_checking.files.ipynb #905b47b6
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +16,12 @@ from pathlib import Path
 from PIL import Image
 
 from ..core import InterflowError, read_pixels
+from ..data.files import same_image
 from ..data.scenes import Scene, fits
 from ..images import mode_of, stored_bits
 from ..photographs import list_photographs
 
-# %% ../../nbs/3_degradation/16_checking.files.ipynb #b1945797
+# %% ../../nbs/3_degradation/16_checking.files.ipynb #9fbe5947
 LEVELS = ('note', 'warning', 'error')
 
 
@@ -46,7 +47,7 @@ def worst(
     "The highest level that occurs."
     return max((finding.level for finding in findings), key=LEVELS.index, default='')
 
-# %% ../../nbs/3_degradation/16_checking.files.ipynb #98663ce5
+# %% ../../nbs/3_degradation/16_checking.files.ipynb #aa3c3b35
 @dataclass(frozen=True)
 class Tolerance:
     "From where on something is doubtful, and from where on it cannot be right."
@@ -59,7 +60,8 @@ class Tolerance:
     sharper: float = 0.         # dB, fine detail of LR over HR; good: -12 to -2
     clipped: float = .1         # share of black or white values; good: at most .08
     grey: float = 1.            # grey levels between colours, below: no colour
-    noise: float = 10.          # grey levels; good: at most 7, texture counts in
+    noise: float = 10.          # grey levels; good HR: at most 9, texture counts in
+    unexplained: float = 6.     # grey levels of LR that HR does not explain; good: at most 5.5
     twin: float = .98           # likeness of two pictures; the same: .99 to 1, others: below .6
     factor: float = .06         # relative, between claimed and found; good: at most .025
     factor_error: float = .15   # relative
@@ -68,7 +70,7 @@ class Tolerance:
 
 TOLERANCE = Tolerance()
 
-# %% ../../nbs/3_degradation/16_checking.files.ipynb #97b36418
+# %% ../../nbs/3_degradation/16_checking.files.ipynb #8bc9304f
 def finding_of(
     fault: InterflowError,      # its text begins with the file and a colon
     file: str | Path,           # that it is about
@@ -95,7 +97,7 @@ def read_header(path: str | Path) -> tuple[int, int]:
     height, width = read_pixels(path).shape[:2]
     return height, width
 
-# %% ../../nbs/3_degradation/16_checking.files.ipynb #9a6dd3c7
+# %% ../../nbs/3_degradation/16_checking.files.ipynb #8e839ffe
 def misfit_of_sizes(
     hr: tuple[int, int],    # (H, W)
     lr: tuple[int, int],    # (h, w)
@@ -115,15 +117,15 @@ def misfit_of_sizes(
     return (f'is {here}, smaller than its HR image {there} by {ratio:.2f}, not by {factor:g}; '
             'name its true factor')
 
-# %% ../../nbs/3_degradation/16_checking.files.ipynb #af8cc0b5
+# %% ../../nbs/3_degradation/16_checking.files.ipynb #bb76f47e
 def left_over(
     folders: Iterable[str | Path],      # of the sets
     scenes: Sequence[Scene],            # that were read from them
 ) -> list[Finding]:
-    "Images that belong to no pair."
+    "Images that belong to no pair; a folder of copies of images in use is passed over."
     used = {os.path.abspath(path) for scene in scenes for path in (scene.hr, *scene.lr.values())}
     places, found = {os.path.dirname(path) for path in used}, []
-    idle: Counter[str] = Counter()
+    idle = defaultdict(list)
     for folder in filter(os.path.isdir, folders):       # a list of pairs leaves out what it likes
         for path in list_photographs(folder, say=lambda line: None):
             place, name = os.path.split(os.path.abspath(path))
@@ -133,10 +135,17 @@ def left_over(
                 found.append(Finding('warning', 'left over', str(path), 'belongs to no pair and is '
                                      'not read; add the other image of its pair or remove it'))
             else:
-                idle[str(path.parent)] += 1
+                idle[str(path.parent)].append(path)
     return found + [
-        Finding('note', 'left over', place, f'{count} images there are not read; see `interflow '
-                'layouts` for the layouts that are known') for place, count in idle.items()]
+        Finding('note', 'left over', place, f'{len(files)} images there are not read; see '
+                '`interflow layouts` for the layouts that are known')
+        for place, files in idle.items() if not _copies(files, used)]
+
+
+def _copies(files, used):
+    "Whether images are copies of images in use: of the first and the last one."
+    return all(any(os.path.basename(one) == file.name and same_image(one, file) for one in used)
+               for file in {files[0], files[-1]})
 
 
 def lacking(

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SMALL', 'SceneFacts', 'examine', 'rows_of', 'bytes_of', 'examine_all']
 
-# %% ../../nbs/3_degradation/22_checking.scenes.ipynb #fc7f3313
+# %% ../../nbs/3_degradation/22_checking.scenes.ipynb #65241662
 import os
 import pickle
 import tempfile
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .factor import factor_curve, read_curve
+from .factor import KERNELS, curve_for, factor_curve, read_curve
 from .files import TOLERANCE, Finding, Tolerance, finding_of, misfit_of_sizes
 from .images import ImageFacts, judge_image, look
 from .pairs import PairFacts, compare_pair, judge_pair
@@ -26,7 +26,7 @@ from .twins import print_of
 from ..core import InterflowError, in_processes, one_thread, progress, read_pixels
 from ..data.scenes import Scene
 
-# %% ../../nbs/3_degradation/22_checking.scenes.ipynb #d3672bf0
+# %% ../../nbs/3_degradation/22_checking.scenes.ipynb #64d67e1a
 @dataclass(frozen=True)
 class SceneFacts:
     "What is known of a scene after all its images were looked at."
@@ -50,13 +50,13 @@ def _decode(path, scene, factor, findings):
 
 def _was_enlarged(hr, factor, tolerance):
     "Whether HR itself has the spectrum of an image that was enlarged by the factor."
-    curve = factor_curve(hr)
-    if np.isnan(curve).any() or factor < 1.8:
+    curve = factor_curve(hr, KERNELS[:2])
+    if np.isnan(curve).all() or factor < 1.8:
         return False
     found = read_curve(curve, factor)
     return found.misfit < tolerance.misfit and abs(found.factor / factor - 1) < .1
 
-# %% ../../nbs/3_degradation/22_checking.scenes.ipynb #86b227c5
+# %% ../../nbs/3_degradation/22_checking.scenes.ipynb #982179ef
 def _examine_pair(facts, factor, pixels, hr, tolerance):
     "Add what one LR image says to the facts of its scene; `hr` are the facts with the thumbnail."
     scene, found = facts.scene, facts.findings
@@ -74,7 +74,7 @@ def _examine_pair(facts, factor, pixels, hr, tolerance):
     pair = compare_pair(pixels, lr, factor, (hr.thumb, own.thumb))
     facts.pairs[factor] = pair
     if on_grid:
-        facts.curves[factor] = factor_curve(lr)
+        facts.curves[factor] = curve_for(lr, factor, tolerance)
     enlarged = on_grid and pair.sharper > tolerance.sharper and _was_enlarged(
         pixels, factor, tolerance)
     found += judge_pair(pair, hr, own, scene.name, factor, tolerance, enlarged)
@@ -101,7 +101,7 @@ def examine(
             _examine_pair(facts, factor, pixels, hr, tolerance)
     return facts
 
-# %% ../../nbs/3_degradation/22_checking.scenes.ipynb #2f5343bf
+# %% ../../nbs/3_degradation/22_checking.scenes.ipynb #e21c0e6b
 def rows_of(
     facts: SceneFacts,
 ) -> list[dict[str, Any]]:      # of equal keys; one for a scene without LR
@@ -109,19 +109,19 @@ def rows_of(
     def row(factor):
         own, pair = facts.lr.get(factor), facts.pairs.get(factor)
         hr, curve = facts.hr, facts.curves.get(factor)
-        found = None if curve is None or np.isnan(curve).any() else read_curve(curve, factor)
+        found = None if curve is None or np.isnan(curve).all() else read_curve(curve, factor)
         values: dict[str, Any] = {
             'scene': facts.scene.name, 'camera': facts.scene.camera, 'factor': factor,
             'hr': str(facts.scene.hr), 'lr': str(facts.scene.lr.get(factor, ''))}
         for name, one in (('hr', hr), ('lr', own)):
             values |= {f'{name}_height': one and one.size[0], f'{name}_width': one and one.size[1],
                        f'{name}_clipped': one and one.clipped, f'{name}_noise': one and one.noise}
-        measured = ('right', 'down', 'alike', 'gain', 'offset', 'cast', 'sharper')
+        measured = ('right', 'down', 'alike', 'gain', 'offset', 'cast', 'sharper', 'unexplained')
         values |= {name: getattr(pair, name, None) for name in measured}
         return {**values, 'found_factor': found and found.factor, 'misfit': found and found.misfit}
     return [row(factor) for factor in facts.scene.lr or (None,)]
 
-# %% ../../nbs/3_degradation/22_checking.scenes.ipynb #9aa750bd
+# %% ../../nbs/3_degradation/22_checking.scenes.ipynb #32026d6e
 SMALL = 60e6        # bytes of image files: less is looked at in one process
 
 
@@ -164,7 +164,7 @@ def _share(parent, scenes, place, tolerance, done):
                 done.value += 1
     place.write_bytes(pickle.dumps(found))
 
-# %% ../../nbs/3_degradation/22_checking.scenes.ipynb #320db36e
+# %% ../../nbs/3_degradation/22_checking.scenes.ipynb #209e6144
 def examine_all(
     scenes: Sequence[Scene],
     processes: int = 1,         # at least 1

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['posterior_of', 'CheckOptions', 'check_command']
 
-# %% ../../nbs/6_using/12_cli.check.ipynb #610e0d4a
+# %% ../../nbs/6_using/12_cli.check.ipynb #8f86091f
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,7 +17,7 @@ from ..core import write_json
 if TYPE_CHECKING:       # imports wait for their command: see `cli.options`
     from interflow.checking import Posterior
 
-# %% ../../nbs/6_using/12_cli.check.ipynb #4f0b93b3
+# %% ../../nbs/6_using/12_cli.check.ipynb #ba748b5d
 def posterior_of(
     folder: Path,       # of a trained flow
 ) -> 'Posterior':
@@ -33,7 +33,7 @@ def posterior_of(
         return float(found.grid[found.posterior[0].argmax()])
     return most_probable
 
-# %% ../../nbs/6_using/12_cli.check.ipynb #faef00c9
+# %% ../../nbs/6_using/12_cli.check.ipynb #75a515a0
 class CheckOptions:
     "What `check` may be told."
     Data = Annotated[list[Path], typer.Argument(
