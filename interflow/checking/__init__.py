@@ -50,6 +50,7 @@ from interflow.checking.scenes import (  # noqa: F401
 from .twins import Pictured, judge_twins
 from ..core import InterflowError, best_processes, to_tensor
 from ..data import Scene, read_scene, read_scenes
+from ..data.scenes import label_of
 
 # %% ../../nbs/3_degradation/24_checking.ipynb #8c7c2b85
 _all_ = ['TOLERANCE', 'Check', 'Finding', 'SceneFacts', 'Tolerance', 'contact_sheet', 'count_of',
@@ -169,7 +170,8 @@ def _by_headers(scenes):
             for factor, file in scene.lr.items():
                 if file != scene.hr:
                     own = read_header(file)
-                    if wrong := misfit_of_sizes(sizes[scene.hr], own, factor):
+                    label = label_of(file, factor)
+                    if wrong := misfit_of_sizes(sizes[scene.hr], own, factor, label):
                         findings.append(Finding('error', 'size', str(file), wrong, scene.name,
                                                 factor, str(scene.hr)))
         except InterflowError as fault:

@@ -102,9 +102,10 @@ def misfit_of_sizes(
     hr: tuple[int, int],    # (H, W)
     lr: tuple[int, int],    # (h, w)
     factor: float,          # the claimed one
+    label: int | None = None,   # of RealSR, by which LR may be smaller: `label_of`
 ) -> str:                   # cause and mend, '' where they fit
     "Why an LR image of this size cannot belong to an HR image of that size."
-    if fits(lr, hr, factor):
+    if fits(lr, hr, factor, label):
         return ''
     (height, width), (small, narrow) = hr, lr
     here, there = f'{small}x{narrow}', f'{height}x{width}'
@@ -115,7 +116,7 @@ def misfit_of_sizes(
         return (f'is {here}, its HR image {there}: neither the same nor smaller by one factor; '
                 'crop both to what both show')
     return (f'is {here}, smaller than its HR image {there} by {ratio:.2f}, not by {factor:g}; '
-            'name its true factor')
+            'name its true factor, or register it onto the HR grid')
 
 # %% ../../nbs/3_degradation/16_checking.files.ipynb #bb76f47e
 def left_over(

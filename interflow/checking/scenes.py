@@ -24,7 +24,7 @@ from .images import ImageFacts, judge_image, look
 from .pairs import PairFacts, compare_pair, judge_pair
 from .twins import print_of
 from ..core import InterflowError, in_processes, one_thread, progress, read_pixels
-from ..data.scenes import Scene
+from ..data.scenes import Scene, label_of
 
 # %% ../../nbs/3_degradation/22_checking.scenes.ipynb #64d67e1a
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def _examine_pair(facts, factor, pixels, hr, tolerance):
     own = look(path, lr, factor if on_grid else 1.)
     facts.lr[factor] = _without_thumb(own)
     found += judge_image(own, tolerance, scene.name, factor)
-    if wrong := misfit_of_sizes(hr.size, own.size, factor):
+    if wrong := misfit_of_sizes(hr.size, own.size, factor, label_of(path, factor)):
         found.append(Finding('error', 'size', own.file, wrong, scene.name, factor, hr.file))
         return
     pair = compare_pair(pixels, lr, factor, (hr.thumb, own.thumb))

@@ -49,6 +49,8 @@ class Layout:
     looks: str = ''                            # for errors; '' where no user makes it by hand
     tree: str = ''                             # as `interflow layouts` shows it
     about: str = ''                            # what there is to know
+    # like `read`, for commands that can do without LR images: HR may stand alone
+    loosely: Callable[[Path], list[Scene]] | None = None
 
 
 LAYOUTS: list[Layout] = [
@@ -60,7 +62,8 @@ LAYOUTS: list[Layout] = [
            'what interflow generate writes; the manifest says what is read'),
     Layout('simulated', is_simulated, read_simulated, 'HR/ and x2.1/ ...',
            'HR/bee.png\nx2.1/bee.png\nx3.75/bee.png',
-           'what interflow simulate and interflow align write; sub-folders alike in each'),
+           'what interflow simulate and interflow align write; sub-folders alike in each',
+           lambda folder: read_simulated(folder, strict=False)),
 ]
 
 # %% ../../nbs/1_photographs/25_data.layouts.ipynb #7f3cca86
@@ -188,17 +191,17 @@ def _found(folder):
 def refuse_folder(folder: Path) -> InterflowError:
     "The error for a folder that no layout knows."
     known = {layout.name: layout for layout in LAYOUTS if layout.looks}
-    nearest = known[closest_tree(folder, {name: one.tree for name, one in known.items()})]
+    nearest = closest_tree(folder, {name: layout.tree for name, layout in known.items()})
+    expected = ', or '.join(layout.looks for layout in known.values())
     return InterflowError(
-        f'{folder}: holds no pair of images in a layout that is known, but {_found(folder)}; '
-        f'nearest is {nearest.name}: {nearest.looks}; `interflow layouts` shows all, and --hr DIR '
-        '--lr DIR --factor F takes any two folders')
+        f'{folder}: holds no pair of images, but {_found(folder)}; nearest is {nearest}, which '
+        f'`interflow layouts` shows; expected {expected}, or any two folders with --hr and --lr')
 
 # %% ../../nbs/1_photographs/25_data.layouts.ipynb #7cf94600
 Place = str | Path | Pairs
 
 
-def _read_place(place, split, say):
+def _read_place(place, split, say, strict=True):
     "The scenes of one place, unique in name; none where it holds no pair."
     if isinstance(place, Pairs):
         return join_labels(read_own(place), say)
@@ -208,7 +211,8 @@ def _read_place(place, split, say):
         say(f'{place}: {len(outside)} images lie outside of its sets and are not read, such as '
             f'{outside[0]}')
     for found, layout in sets:
-        read = layout.read(found)
+        reader = layout.read if strict else layout.loosely or layout.read
+        read = reader(found)
         scenes += read if layout is LAYOUTS[0] else place_scenes(read, place, found)
     scenes = choose_split(_listed(scenes, place), split, place, say)
     joined = join_labels(scenes, say)
@@ -236,8 +240,6 @@ def _tails(places):
 def _read_all(places, split, say, read):
     "The scenes of all places; where names meet, the name of the place comes before them."
     places = [places] if isinstance(places, (str, Path, Pairs)) else list(places)
-    if twice := next((place for k, place in enumerate(places) if place in places[:k]), None):
-        raise InterflowError(f'{twice}: given twice; leave one out')
     several = [read(place, split, say) for place in places]
     labels = [isinstance(place, (str, Path)) and factor_of_folder(Path(place).name) is not None
               and Path(place).parent == Path(places[0]).parent for place in places]
@@ -273,8 +275,12 @@ def read_scenes(
     split: str = '',                    # the same
     say: Say = tell,                    # the same
 ) -> list[Scene]:
-    "Like `read_set`; a plain folder of photographs gives scenes without LR images."
+    """Like `read_set`, for commands that can do without LR images.
+
+    A plain folder of photographs gives scenes without them; so do HR images of a simulated set
+    whose LR images are missing.
+    """
     def read(place, split, say):
-        scenes = _read_place(place, split, say)
+        scenes = _read_place(place, split, say, strict=False)
         return scenes or choose_split(read_photographs(Path(place), say), split, place, say)
     return _read_all(places, split, say, read)

@@ -79,20 +79,23 @@ def is_simulated(folder: Path) -> bool:
     return (folder / 'HR').is_dir() and bool(factor_folders(folder))
 
 
-def read_simulated(folder: Path) -> list[Scene]:
+def read_simulated(
+    folder: Path,
+    strict: bool = True,        # False: HR images may stand alone, or lack some of the factors
+) -> list[Scene]:
     "HR/NAME.png with x2.1/NAME.png, x3.75/NAME.png, ...; sub-folders alike."
     hr = find_images(folder / 'HR', deep=True)
     lr = {factor: find_images(path, deep=True)
           for factor, path in factor_folders(folder).items()}
-    if not (folder / 'registration.json').exists():
-        mend = ('give the same `interflow simulate` command again'
-                if (folder / 'set.json').exists() else '')
-        for factor, path in factor_folders(folder).items():
-            check_partners(hr, lr[factor], f'{folder}/HR/{{name}}.png',
-                           f'{path}/{{name}}.png', mend)
+    aligned = (folder / 'registration.json').exists()
+    mend = ('give the same `interflow simulate` command again'
+            if (folder / 'set.json').exists() else '')
+    for factor, path in factor_folders(folder).items() if not aligned else ():
+        check_partners(hr if strict else hr.keys() & lr[factor], lr[factor],
+                       f'{folder}/HR/{{name}}.png', f'{path}/{{name}}.png', mend)
     scenes = [Scene(name, path, {factor: found[name] for factor, found in lr.items()
                                  if name in found}) for name, path in hr.items()]
-    return [scene for scene in scenes if scene.lr]
+    return [scene for scene in scenes if scene.lr or not strict]
 
 # %% ../../nbs/1_photographs/16_data.published.ipynb #8afad9f9
 def read_generated(folder: Path) -> list[Scene]:
