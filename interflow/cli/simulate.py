@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from .options import Address, Out, Seed, Strict, WhichEngine, app, choose_engine
+from ..core import tell
 from ..data import parse_factors
 
 # %% ../../nbs/6_using/15_cli.simulate.ipynb #f8511654
@@ -34,12 +35,6 @@ class SimulateOptions:
         min=1, help='at the same time; not seen in the bytes  [default: what is worth it]')]
 
 # %% ../../nbs/6_using/15_cli.simulate.ipynb #baf9e581
-def _say(line):
-    "A line beside the bar."
-    from tqdm import tqdm  # imports wait for their command: see `cli.options`
-    tqdm.write(line, file=typer.get_text_stream('stderr'))
-
-
 @app.command('simulate')
 def simulate_command(
     photos: SimulateOptions.Photos,
@@ -67,10 +62,10 @@ def simulate_command(
     from interflow.data import Processing, carry_out, plan_simulation
 
     plan = plan_simulation(photos, out, parse_factors(factors), find_camera(camera, iso), seed,
-                           scale, takes, _say)
+                           scale, takes, tell)
     runner, _ = choose_engine(engine, address, processes or 0, 'cpu')
-    count = 1 if runner else ready(plan, processes, _say)
-    scenes = carry_out(plan, Processing(count, strict, _say, runner))
+    count = 1 if runner else ready(plan, processes, tell)
+    scenes = carry_out(plan, Processing(count, strict, tell, runner))
     typer.echo(f'{len(scenes)} scenes at {len(scenes[0].lr)} factors: {out}')
 
 # %% ../../nbs/6_using/15_cli.simulate.ipynb #a18fdd2b
