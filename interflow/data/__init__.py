@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['FACTOR_OF_LABEL', 'LAYOUTS', 'Layout', 'PairBatches', 'Pairs', 'PixelCache', 'Place', 'Processing', 'Scene',
            'all_factors', 'begin_folder', 'cache_file', 'cache_folder', 'carry_out', 'check_patch', 'crop_alike',
-           'enlarge', 'factor_folder', 'find_layout', 'find_sets', 'known_factors', 'parse_factors', 'plan_simulation',
-           'prefetch', 'read_scene', 'read_scenes', 'read_set', 'read_stored', 'reduced', 'scenes_with', 'shoot',
-           'simulate', 'size_of', 'stack_crops', 'usual_factors']
+           'crop_stored', 'enlarge', 'factor_folder', 'find_layout', 'find_sets', 'known_factors', 'parse_factors',
+           'plan_simulation', 'prefetch', 'read_scene', 'read_scenes', 'read_set', 'read_stored', 'reduced',
+           'scenes_with', 'shoot', 'simulate', 'size_of', 'stack_crops', 'usual_factors']
 
 # %% ../../nbs/1_photographs/29_data.ipynb #5be2c13f
 from ..camera import shoot  # noqa: F401
@@ -17,6 +17,7 @@ from interflow.data.crops import (  # noqa: F401
     PairBatches,
     check_patch,
     crop_alike,
+    crop_stored,
     prefetch,
     stack_crops,
 )
@@ -57,7 +58,7 @@ from interflow.data.simulation import (  # noqa: F401
 # %% ../../nbs/1_photographs/29_data.ipynb #b0dadc75
 _all_ = ['FACTOR_OF_LABEL', 'LAYOUTS', 'Layout', 'PairBatches', 'Pairs', 'PixelCache', 'Place',
          'Processing', 'Scene', 'all_factors', 'begin_folder', 'cache_file', 'cache_folder',
-         'carry_out', 'check_patch', 'crop_alike', 'enlarge', 'factor_folder', 'find_layout',
-         'find_sets', 'known_factors', 'parse_factors', 'plan_simulation', 'prefetch', 'read_scene',
-         'read_scenes', 'read_set', 'read_stored', 'reduced', 'scenes_with', 'shoot', 'simulate',
-         'size_of', 'stack_crops', 'usual_factors']
+         'carry_out', 'check_patch', 'crop_alike', 'crop_stored', 'enlarge', 'factor_folder',
+         'find_layout', 'find_sets', 'known_factors', 'parse_factors', 'plan_simulation',
+         'prefetch', 'read_scene', 'read_scenes', 'read_set', 'read_stored', 'reduced',
+         'scenes_with', 'shoot', 'simulate', 'size_of', 'stack_crops', 'usual_factors']

@@ -16,7 +16,15 @@ from torch import Tensor
 
 from ..clusters import WHOLE, Share
 from ..core import InterflowError, make_generator, to_pixels, to_tensor
-from ..data import PixelCache, check_patch, crop_alike, read_scene, stack_crops
+from interflow.data import (
+    PixelCache,
+    check_patch,
+    crop_alike,
+    crop_stored,
+    read_scene,
+    read_stored,
+    stack_crops,
+)
 from .networks import resize
 from .sources import FlowSource, Source
 
@@ -105,6 +113,8 @@ def draw_sample(
     side: Callable[[float], int],       # factor -> side of the crop, pixels
     read: PixelCache,
     random: np.random.Generator,
+    stored: int = 0,                    # side of the crop of an LR image that is stored small; 0:
+    #                                     all are cropped on the HR grid
 ) -> tuple[str, Window | list[np.ndarray]]:
     "A scene's name and its [HR, LR] crops, or the `Window` of which a flow will make them."
     source = sources[random.choice(len(sources), p=shares)]
@@ -115,6 +125,11 @@ def draw_sample(
         return scene.name, cut_window(source, factor, known, images, side(factor), random)
     factors = source.of(scene)
     factor = factors[int(random.integers(len(factors)))]
+    if stored:
+        hr, lr = read_stored(scene, factor, read)
+        crops = crop_stored(hr, lr, stored, random) if lr.shape != hr.shape else None
+        if crops:
+            return scene.name, crops
     return scene.name, crop_alike(read_scene(scene, (factor,), read), side(factor), random)
 
 
@@ -189,7 +204,8 @@ class SRBatches:
 
     def _draw(self, step):
         random = np.random.default_rng([self.seed, step])
-        return [draw_sample(self.sources, self.shares, self._side, self.read, random)
+        stored = self.patch if self.queries else 0
+        return [draw_sample(self.sources, self.shares, self._side, self.read, random, stored)
                 for _ in range(self.batch_size)]
 
     def _side(self, factor: float) -> int:
