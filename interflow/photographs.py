@@ -20,7 +20,7 @@ from PIL import Image, ImageCms, ImageOps
 
 from .core import InterflowError, Say, tell
 from .files import LeftAside, explain
-from .images import mode_of, open_image, reduce_bits, stored_bits
+from .images import SUFFIXES, mode_of, open_image, reduce_bits, stored_bits
 
 # %% ../nbs/1_photographs/11_photographs.ipynb #9060dd7c
 _BROKEN = (ImageCms.PyCMSError, OSError, ValueError, TypeError)     # what a bad profile raises
@@ -171,8 +171,6 @@ def glance(
     return _glance(str(path), (state.st_size, state.st_mtime_ns, state.st_ctime_ns))
 
 # %% ../nbs/1_photographs/11_photographs.ipynb #7eaf390a
-_KNOWN = tuple('.png .webp .jpg .jpeg .jpe .jfif .mpo .tif .tiff .bmp .gif .avif .jp2 .ppm .pgm '
-               '.pnm .tga'.split())
 _RAW = tuple('.3fr .arw .cr2 .cr3 .crw .dng .erf .iiq .kdc .mef .mos .mrw .nef .nrw .orf .pef .raf '
              '.raw .rw2 .rwl .sr2 .srf .srw .x3f'.split())
 _MENDS = {_RAW: 'RAW: develop to 16-bit TIFF first, for example `darktable-cli {0} {1}.tif`',
@@ -210,7 +208,7 @@ def list_photographs(
         if named := [path for path in files if path.suffix.lower() in suffixes]:
             count = f'{named[0]} and {len(named) - 1} more' if named[1:] else str(named[0])
             say(f'{count}: not read; {mend.format(named[0].name, named[0].stem)}')
-    photographs = [path for path in files if path.suffix.lower() in _KNOWN]
+    photographs = [path for path in files if path.suffix.lower() in SUFFIXES]
     if not photographs:
         raise InterflowError(f'{folder}: holds no photograph; '
                              'put PNG, JPEG, TIFF, WebP, AVIF, GIF or BMP files there')

@@ -22,7 +22,7 @@ import numpy as np
 from ..core import InterflowError, Say, read_pixels, tell
 from .scenes import Scene, size_of
 from ..files import explain
-from ..photographs import _KNOWN
+from ..images import SUFFIXES
 
 # %% ../../nbs/1_photographs/15_data.files.ipynb #3517cc40
 def list_names(folder: str | Path) -> tuple[list[str], list[str]]:
@@ -70,7 +70,7 @@ def walk(
 
 def is_image(file: str) -> bool:
     "Whether the name of a file ends as that of an image does, in large or small letters."
-    return os.path.splitext(file)[1].lower() in _KNOWN
+    return os.path.splitext(file)[1].lower() in SUFFIXES
 
 
 def find_images(

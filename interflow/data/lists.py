@@ -19,7 +19,7 @@ from ..core import InterflowError
 from .files import check_partners, find_images
 from .published import factor_by_size
 from .scenes import FACTOR_OF_LABEL, Scene
-from ..photographs import _KNOWN
+from ..images import SUFFIXES
 
 # %% ../../nbs/1_photographs/17_data.lists.ipynb #8d5f0c9b
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def match_pattern(
     fixed = next(i for i, part in enumerate(parts) if '{' in part)
     root, rest = Path(*parts[:fixed]), '/'.join(parts[fixed:])
     suffix = Path(rest).suffix.lower()
-    suffix = suffix if suffix in _KNOWN else ''
+    suffix = suffix if suffix in SUFFIXES else ''
     compiled, found = _compile(rest[:len(rest) - len(suffix)]), []
     for name, path in find_images(root, deep='/' in rest).items():
         match = compiled.fullmatch(name)
