@@ -55,11 +55,12 @@ def walk(
     deep: bool = True,      # with sub-folders
 ) -> Iterator[tuple[str, list[str]]]:       # ('' or 'sub/folder/', names of its files)
     "The folders from `folder` on, each once however it is linked."
-    waiting, seen = [''], set()
+    waiting, seen, start = [''], set(), os.path.realpath(folder)
     while waiting:
         below = waiting.pop()
         place = f'{folder}/{below}'
-        if (real := os.path.realpath(place)) in seen:
+        real = os.path.realpath(place)
+        if real in seen or start.startswith(real + os.sep):     # a link to what holds it
             continue
         seen.add(real)
         files, folders = list_names(place)

@@ -118,6 +118,9 @@ def find_sets(
     place = Path(place)
     if is_list(place):
         return [(place, LAYOUTS[0])]
+    if place.is_file():
+        raise InterflowError(f'{place}: neither a folder nor a list of pairs; give a folder, or a '
+                             'list that ends in .csv or .jsonl')
     found, seen = [], set()
 
     def look(folder, depth):
@@ -140,18 +143,20 @@ def place_scenes(
     scenes: Sequence[Scene],
     place: Path,            # that the user gave
     found: Path,            # where the set was found in it
+    shared: int = 0,        # how many folders below `place` all sets lie in: they tell nothing
 ) -> list[Scene]:
     "Scenes with the camera and the split that the folders from `place` to `found` tell."
     parts = found.relative_to(place).parts
     splits = [split_of(part) for part in (place.name, *parts)]
     group = [part for part in parts if not split_of(part) and factor_of_folder(part) is None]
+    above_it = [part for part in group[:-1] if part not in parts[:shared]]
     split, above = next(filter(None, reversed(splits)), ''), camera_above(place)
 
     def placed(scene):
         if not group:
             return replace(scene, split=scene.split or split, camera=above or scene.camera)
         camera = scene.camera if scene.camera and scene.camera in group[-1] else group[-1]
-        name = '/'.join([*group[:-1], camera, scene.name.removeprefix(f'{scene.camera}/')])
+        name = '/'.join([*above_it, camera, scene.name.removeprefix(f'{scene.camera}/')])
         return Scene(name, scene.hr, scene.lr, camera, scene.split or split)
     return [placed(scene) for scene in scenes]
 
@@ -176,7 +181,8 @@ def choose_split(
                 for scene in scenes]
     part = next((one for one in _TAKE[split] if one in there), there[0])
     chosen = [scene for scene in scenes if scene.split in (part, '')]
-    say(f'{place}: its part {part} is read, {len(chosen)} of {len(scenes)} scenes')
+    count, every = (len({(one.split, one.name) for one in some}) for some in (chosen, scenes))
+    say(f'{place}: its part {part} is read, {count} of {every} scenes')
     return chosen
 
 # %% ../../nbs/1_photographs/25_data.layouts.ipynb #32feb184
@@ -210,10 +216,12 @@ def _read_place(place, split, say, strict=True):
     if sets and outside:
         say(f'{place}: {len(outside)} images lie outside of its sets and are not read, such as '
             f'{outside[0]}')
+    parts = [found.relative_to(place).parts for found, _ in sets if found != place]
+    shared = len(os.path.commonprefix(parts)) if parts else 0
     for found, layout in sets:
         reader = layout.read if strict else layout.loosely or layout.read
         read = reader(found)
-        scenes += read if layout is LAYOUTS[0] else place_scenes(read, place, found)
+        scenes += read if layout is LAYOUTS[0] else place_scenes(read, place, found, shared)
     scenes = choose_split(_listed(scenes, place), split, place, say)
     joined = join_labels(scenes, say)
     return sorted(joined, key=lambda scene: scene.name) if len(sets) > 1 else joined

@@ -47,17 +47,17 @@ def label_of(
     path: Path,         # of an LR image
     factor: float,      # true
 ) -> int | None:
-    "The label of RealSR for `factor`, where the file or its folder is called by it."
-    label = next((label for label, true in FACTOR_OF_LABEL.items() if true == factor), None)
-    called = path.stem.endswith(f'LR{label}') or path.parent.name == f'{label}'
-    return label if label and called else None
+    "The whole number near `factor` by which LR may be smaller; None in a folder such as x2.1."
+    label = round(factor)
+    near = abs(label / factor - 1) < .1
+    return label if near and f'x{factor:g}' not in path.parts else None
 
 
 def fits(
     own: Sequence[int],         # (H, W) of an LR image
     large: Sequence[int],       # (H, W) of its HR image
     factor: float,              # true
-    label: int | None = None,   # of RealSR, by which LR may be smaller
+    label: int | None = None,   # a whole number by which LR may be smaller
 ) -> bool:
     "Whether LR lies on the HR grid, or is smaller by its factor or by its label."
     return tuple(own) == tuple(large) or any(
