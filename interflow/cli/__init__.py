@@ -113,10 +113,11 @@ def main() -> None:
             stream.reconfigure(errors='backslashreplace')
     try:
         app()
-    except SystemExit as end:       # what typer makes of Ctrl-C
-        if end.code == 130:
-            typer.echo('interflow: interrupted; the same command goes on where it was', err=True)
-        raise
+    except (KeyboardInterrupt, SystemExit) as end:      # typer makes an exit code of Ctrl-C
+        if getattr(end, 'code', 130) != 130:
+            raise
+        typer.echo('interflow: interrupted; the same command goes on where it was', err=True)
+        sys.exit(130)
     except (InterflowError, OSError, UnicodeEncodeError) as fault:
         typer.echo(f'interflow: {explain(fault)}', err=True)
         sys.exit(getattr(fault, 'exit_code', 2))
