@@ -25,6 +25,7 @@ from .check import check_command as check_command
 from .flow import FlowPreset as FlowPreset
 from .flow import train as train
 from .importing import import_command as import_command
+from .layouts import layouts_command as layouts_command
 from .sets import generate as generate
 from .sets import judge_command as judge_command
 from .sets import read_statistics as read_statistics

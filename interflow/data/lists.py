@@ -32,12 +32,16 @@ class Pairs:
     def __post_init__(self) -> None:
         marks = ['{name}' in str(side) for side in (self.hr, self.lr)]
         if marks[0] != marks[1]:
-            raise InterflowError(f'--hr {self.hr} --lr {self.lr}: give two folders, or two '
+            raise InterflowError(f'{self}: give two folders, or two '
                                  'patterns with {name}')
         if self.factor is not None and not self.factor > 1:
             raise InterflowError(f'--factor {self.factor:g}: give a number above 1, how much '
                                  'more HR shows than LR')
 
+
+    def __str__(self) -> str:
+        told = '' if self.factor is None else f' --factor {self.factor:g}'
+        return f'--hr {self.hr} --lr {self.lr}{told}'
 
     def folders(self) -> list[Path]:
         "The folders that HR and LR lie in or below."
@@ -124,7 +128,7 @@ def read_own(pairs: Pairs) -> list[Scene]:
     "The scenes of own pairs. Raises `InterflowError` where there are none, or one is incomplete."
     scenes = _read_patterns(pairs) if '{name}' in str(pairs.hr) else _read_folders(pairs)
     if not scenes:
-        raise InterflowError(f'--hr {pairs.hr} --lr {pairs.lr}: no image file fits; '
+        raise InterflowError(f'{pairs}: no image file fits; '
                              'check the folders or patterns')
     return scenes
 
