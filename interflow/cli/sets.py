@@ -220,13 +220,13 @@ class JudgeOptions:
     Classifier = Annotated[bool, typer.Option(
         help='the test by a small network, which needs two scenes')]
 
-# %% ../../nbs/6_using/08_cli.sets.ipynb #1ce87b9a
+# %% ../../nbs/6_using/08_cli.sets.ipynb #6f9b8a31
 def _asked(scenes, factors):
     "The true factors that were asked for, of pairs those that they have; None for all."
     told = parse_factors(factors) if factors else None
     return known_factors(scenes, told) if told and scenes[0].lr else told
 
-
+# %% ../../nbs/6_using/08_cli.sets.ipynb #1ce87b9a
 @app.command('judge')
 def judge_command(
     model: JudgeOptions.Model, data: JudgeOptions.Data,
@@ -246,14 +246,7 @@ def judge_command(
 
     interflow judge runs/flow/model sets/RealSR/test --factors 3.0
     """
-    from interflow.judging import (
-        NEED_SHOTS,
-        format_judgement,
-        is_judgement,
-        judge,
-        judgement_files,
-        write_judgement,
-    )
+    from interflow import judging  # imports wait for their command: see `cli.options`
     attempts = Attempts(strict)
     places = find_places(data, hr, lr, factor)
     # a generated set was made of the training part
@@ -261,17 +254,17 @@ def judge_command(
     scenes = usable_scenes(read_scenes(places, split), attempts)
     if out:
         read = [path for scene in scenes for path in (scene.hr, *scene.lr.values())]
-        guard_outputs(judgement_files(out, name), read, is_judgement)
+        guard_outputs(judging.judgement_files(out, name), read, judging.is_judgement)
     settings: dict[str, Any] = dict(
         factors=_asked(scenes, factors), path=path, draws=draws, shots=shots,
         camera=camera, band=band, classify=classifier, seed=seed)
-    judgement = judge(model, scenes, **settings, device=str(pick_device(device)))
+    judgement = judging.judge(model, scenes, **settings, device=str(pick_device(device)))
     if out:
         read_from = ' '.join(map(str, place_folders(places)))
         said = {'judged': str(model), 'data': read_from, **settings}
-        write_judgement(judgement, out, said, name)
-    typer.echo(format_judgement(judgement.summary))
+        judging.write_judgement(judgement, out, said, name)
+    typer.echo(judging.format_judgement(judgement.summary))
     if scenes[0].lr:
         typer.echo('Left out, because they need several shots of each scene: '
-                   f'{NEED_SHOTS}. Give photographs for them.')
+                   f'{judging.NEED_SHOTS}. Give photographs for them.')
     attempts.end()

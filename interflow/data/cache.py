@@ -96,7 +96,7 @@ def _sweep(folder):
             if file.suffix in ('.npy', '.part') and file.stat().st_mtime < oldest:
                 file.unlink()
 
-# %% ../../nbs/1_photographs/27_data.cache.ipynb #5fc8ab83
+# %% ../../nbs/1_photographs/27_data.cache.ipynb #f179796d
 @cache            # once per process, not once per image
 def _warn(folder, reason):
     logging.getLogger('interflow').warning(
@@ -104,14 +104,10 @@ def _warn(folder, reason):
         'again; make room or name another folder in INTERFLOW_CACHE')
 
 
-def _upright(path):
-    return np.ascontiguousarray(read_photograph(path).srgb().pixels)
-
-
 def _decode(path, kind):
     "The pixels of an image: as stored, upright as a photograph, or enlarged to 480x640."
     if kind == 'photograph':
-        return _upright(path)
+        return np.ascontiguousarray(read_photograph(path).srgb().pixels)
     pixels = read_pixels(path)
     return enlarge(pixels, [int(side) for side in kind.split('x')]) if kind else pixels
 
@@ -133,7 +129,7 @@ def _open(path, file, kind):
         _warn(cache_folder(), getattr(fault, 'strerror', None) or fault)
     return pixels
 
-
+# %% ../../nbs/1_photographs/27_data.cache.ipynb #5fc8ab83
 class PixelCache:
     """Read images through the cache on disk: `read(path)` is `read_pixels(path)`, read-only.
 
