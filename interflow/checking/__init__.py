@@ -7,7 +7,7 @@ __all__ = ['ASKED', 'VIEW', 'Posterior', 'PAIRS', 'PIXELS', 'judge_together', 'a
            'Check', 'Finding', 'SceneFacts', 'Tolerance', 'contact_sheet', 'count_of', 'examine', 'examine_all',
            'format_findings', 'format_groups', 'write_check']
 
-# %% ../../nbs/3_degradation/24_checking.ipynb #901f37a9
+# %% ../../nbs/3_degradation/24_checking.ipynb #b3def184
 import logging
 import os
 from collections import defaultdict
@@ -49,14 +49,14 @@ from interflow.checking.scenes import (  # noqa: F401
 )
 from .twins import Pictured, judge_twins
 from ..core import InterflowError, best_processes, to_tensor
-from ..data import Scene, read_scene, read_scenes
+from ..data import Pairs, Place, Scene, read_scene, read_scenes
 from ..data.scenes import label_of
 
-# %% ../../nbs/3_degradation/24_checking.ipynb #8c7c2b85
+# %% ../../nbs/3_degradation/24_checking.ipynb #1d2f58dd
 _all_ = ['TOLERANCE', 'Check', 'Finding', 'SceneFacts', 'Tolerance', 'contact_sheet', 'count_of',
          'examine', 'examine_all', 'format_findings', 'format_groups', 'write_check']
 
-# %% ../../nbs/3_degradation/24_checking.ipynb #a9893fff
+# %% ../../nbs/3_degradation/24_checking.ipynb #cd48f9da
 def _judge_factors(facts, tolerance):
     "(folder, claimed factor) -> what its spectra say; and the findings."
     groups, found, findings = defaultdict(list), {}, []
@@ -86,7 +86,7 @@ def judge_together(
                                       frozenset(one.scene.lr))
     return found, findings + judge_twins(list(pictures.values()), tolerance)
 
-# %% ../../nbs/3_degradation/24_checking.ipynb #5f8eab83
+# %% ../../nbs/3_degradation/24_checking.ipynb #834e655e
 ASKED = 5           # pairs of each group that a flow is asked about
 VIEW = 160          # pixels a side of what it sees
 Posterior = Callable[[Tensor, Tensor], float]       # HR and LR (3, H, W) in [0, 1] -> factor
@@ -114,40 +114,46 @@ def ask_flow(
         told[place, factor] = float(np.median(answers))
     return told
 
-# %% ../../nbs/3_degradation/24_checking.ipynb #7057b380
-def _read(folder):
-    "The scenes of one set, and what its reader says; none where it refuses."
+# %% ../../nbs/3_degradation/24_checking.ipynb #3953d0e2
+def _read(place):
+    "The scenes of one set, and what is to be said of it as a whole; none where it is refused."
     said: list[str] = []
     try:
-        scenes = read_scenes(folder, say=said.append)
+        scenes = read_scenes(place, say=said.append)
     except InterflowError as fault:
-        return [], [finding_of(fault, folder, 'set')]
-    return scenes, [Finding('note', 'set', str(folder), line.removeprefix(f'{folder}: '))
-                    for line in said]
+        return [], [finding_of(fault, _name(place), 'set')]
+    folders = [] if isinstance(place, Pairs) else [place]
+    notes = [Finding('note', 'set', _name(place), line.removeprefix(f'{place}: '))
+             for line in said]
+    return scenes, notes + lacking(scenes) + left_over(folders, scenes)
+
+
+def _name(place):
+    return f'{place.hr} with {place.lr}' if isinstance(place, Pairs) else str(place)
 
 
 def check(
-    data: Iterable[str | Path],             # folders of sets, or lists of pairs
+    data: Iterable[Place],                  # folders of sets, lists of pairs, or `Pairs`
     processes: int | None = None,           # None: all cores, or one for a small set
     posterior: Posterior | None = None,     # of a flow
     tolerance: Tolerance = TOLERANCE,
 ) -> Check:
     "Look at every image of sets of pairs. A set that cannot be read is a finding, not an error."
-    folders, findings = [Path(folder) for folder in data], []
+    places = list(data)
     scenes: list[Scene] = []
-    for folder in folders:
-        own, faults = _read(folder)
-        scenes += own
-        findings += faults + lacking(own) + (left_over([folder], own) if own else [])
+    findings: list[Finding] = []
+    for place in places:
+        own, told = _read(place)
+        scenes, findings = scenes + own, findings + told
     if processes is None:
         processes = 1 if bytes_of(scenes) < SMALL else best_processes('cpu', scenes, 10_000)
     facts = examine_all(scenes, processes, tolerance)
     found, together = judge_together(facts, tolerance)
-    told = ask_flow(facts, posterior, tolerance) if posterior else {}
+    asked = ask_flow(facts, posterior, tolerance) if posterior else {}
     findings += [finding for one in facts for finding in one.findings] + together
-    groups = [group_of(*key, rows, _believed(found.get(key), tolerance), told.get(key))
+    groups = [group_of(*key, rows, _believed(found.get(key), tolerance), asked.get(key))
               for key, rows in rows_by_group(facts).items()]
-    return Check(tuple(map(str, folders)), groups, in_order(findings),
+    return Check(tuple(map(_name, places)), groups, in_order(findings),
                  [row for one in facts for row in rows_of(one)])
 
 
@@ -156,7 +162,7 @@ def _believed(found, tolerance):
     sure = found and found.misfit < tolerance.misfit and found.factor > 1.8
     return found.factor if sure else None
 
-# %% ../../nbs/3_degradation/24_checking.ipynb #ce4770f4
+# %% ../../nbs/3_degradation/24_checking.ipynb #aa87b719
 PAIRS, PIXELS = 12, 40e6        # pairs and pixels that a quick check decodes, at most
 
 
@@ -197,7 +203,7 @@ def _few(scenes, sizes):
                 chosen.append(scene)
     return chosen
 
-# %% ../../nbs/3_degradation/24_checking.ipynb #81926cc9
+# %% ../../nbs/3_degradation/24_checking.ipynb #5dd2b2ee
 def quick_check(
     scenes: Sequence[Scene],
     factors: Sequence[float] | None = None,     # claimed ones that will be used; None: all

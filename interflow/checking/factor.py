@@ -6,7 +6,7 @@
 __all__ = ['FACTORS', 'KERNELS', 'MIDDLE', 'factor_curve', 'FoundFactor', 'read_curve', 'contradicts', 'curve_for', 'mean_curve',
            'Enlarged', 'judge_group']
 
-# %% ../../nbs/3_degradation/21_checking.factor.ipynb #3010c400
+# %% ../../nbs/3_degradation/21_checking.factor.ipynb #34f2ffa1
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -18,7 +18,7 @@ from .files import TOLERANCE, Finding, Tolerance
 from ..core import to_tensor
 from ..enlargement import axis_spectrum, spectrum_misfit
 
-# %% ../../nbs/3_degradation/21_checking.factor.ipynb #7ff72303
+# %% ../../nbs/3_degradation/21_checking.factor.ipynb #7eed941d
 FACTORS = torch.tensor([1.5 * 1.05 ** k for k in range(24)], dtype=torch.float64)
 # as `kernel_mtf` knows them: Pillow and our camera, OpenCV, and other ways
 KERNELS: tuple[float | str, ...] = (-.5, -.75, 'linear', 'lanczos3', 'lanczos4')
@@ -42,7 +42,7 @@ def factor_curve(
             found[k] = spectrum_misfit(spectra, FACTORS, kernel).numpy()
     return found
 
-# %% ../../nbs/3_degradation/21_checking.factor.ipynb #1f5eafda
+# %% ../../nbs/3_degradation/21_checking.factor.ipynb #65838bc7
 class FoundFactor(NamedTuple):
     "What a curve says."
     factor: float           # that fits best
@@ -66,7 +66,7 @@ def read_curve(
     of_claim = min(float(np.interp(at, np.arange(len(line)), one)) for one in curve)
     return FoundFactor(float(FACTORS[0]) * 1.05 ** place, float(line[k]), of_claim)
 
-# %% ../../nbs/3_degradation/21_checking.factor.ipynb #b087af29
+# %% ../../nbs/3_degradation/21_checking.factor.ipynb #af7e2043
 def contradicts(
     found: FoundFactor,
     claimed: float,                     # factor
@@ -80,7 +80,7 @@ def contradicts(
         return ''
     return 'error' if larger and away > tolerance.factor_error else 'warning'
 
-# %% ../../nbs/3_degradation/21_checking.factor.ipynb #5232c086
+# %% ../../nbs/3_degradation/21_checking.factor.ipynb #533c4f6c
 def curve_for(
     pixels: np.ndarray,                 # (H, W, 3) uint8
     claimed: float,                     # factor

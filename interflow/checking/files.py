@@ -6,7 +6,7 @@
 __all__ = ['LEVELS', 'TOLERANCE', 'Finding', 'worst', 'Tolerance', 'finding_of', 'read_header', 'misfit_of_sizes', 'left_over',
            'lacking']
 
-# %% ../../nbs/3_degradation/16_checking.files.ipynb #905b47b6
+# %% ../../nbs/3_degradation/16_checking.files.ipynb #e548cf1e
 import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
@@ -21,7 +21,7 @@ from ..data.scenes import Scene, fits
 from ..images import mode_of, stored_bits
 from ..photographs import list_photographs
 
-# %% ../../nbs/3_degradation/16_checking.files.ipynb #9fbe5947
+# %% ../../nbs/3_degradation/16_checking.files.ipynb #1562701b
 LEVELS = ('note', 'warning', 'error')
 
 
@@ -47,7 +47,7 @@ def worst(
     "The highest level that occurs."
     return max((finding.level for finding in findings), key=LEVELS.index, default='')
 
-# %% ../../nbs/3_degradation/16_checking.files.ipynb #aa3c3b35
+# %% ../../nbs/3_degradation/16_checking.files.ipynb #4b67db9f
 @dataclass(frozen=True)
 class Tolerance:
     "From where on something is doubtful, and from where on it cannot be right."
@@ -60,6 +60,7 @@ class Tolerance:
     sharper: float = 0.         # dB, fine detail of LR over HR; good: -12 to -2
     clipped: float = .1         # share of black or white values; good: at most .08
     grey: float = 1.            # grey levels between colours, below: no colour
+    coloured: float = 4.        # grey levels between colours, above: not grey
     noise: float = 10.          # grey levels; good HR: at most 9, texture counts in
     unexplained: float = 6.     # grey levels of LR that HR does not explain; good: at most 5.5
     twin: float = .98           # likeness of two pictures; the same: .99 to 1, others: below .6
@@ -70,7 +71,7 @@ class Tolerance:
 
 TOLERANCE = Tolerance()
 
-# %% ../../nbs/3_degradation/16_checking.files.ipynb #8bc9304f
+# %% ../../nbs/3_degradation/16_checking.files.ipynb #fe92b8dd
 def finding_of(
     fault: InterflowError,      # its text begins with the file and a colon
     file: str | Path,           # that it is about
@@ -97,7 +98,7 @@ def read_header(path: str | Path) -> tuple[int, int]:
     height, width = read_pixels(path).shape[:2]
     return height, width
 
-# %% ../../nbs/3_degradation/16_checking.files.ipynb #8e839ffe
+# %% ../../nbs/3_degradation/16_checking.files.ipynb #fbd8492e
 def misfit_of_sizes(
     hr: tuple[int, int],    # (H, W)
     lr: tuple[int, int],    # (h, w)
@@ -118,35 +119,36 @@ def misfit_of_sizes(
     return (f'is {here}, smaller than its HR image {there} by {ratio:.2f}, not by {factor:g}; '
             'name its true factor, or register it onto the HR grid')
 
-# %% ../../nbs/3_degradation/16_checking.files.ipynb #bb76f47e
+# %% ../../nbs/3_degradation/16_checking.files.ipynb #ba2d2256
 def left_over(
     folders: Iterable[str | Path],      # of the sets
     scenes: Sequence[Scene],            # that were read from them
 ) -> list[Finding]:
-    "Images that belong to no pair; a folder of copies of images in use is passed over."
+    "Images that belong to no pair; copies of images in use are passed over."
     used = {os.path.abspath(path) for scene in scenes for path in (scene.hr, *scene.lr.values())}
-    places, found = {os.path.dirname(path) for path in used}, []
+    places, found, named = {os.path.dirname(path) for path in used}, [], defaultdict(list)
+    for file in used:
+        named[os.path.basename(file)].append(file)
     idle = defaultdict(list)
     for folder in filter(os.path.isdir, folders):       # a list of pairs leaves out what it likes
         for path in list_photographs(folder, say=lambda line: None):
             place, name = os.path.split(os.path.abspath(path))
             if os.path.join(place, name) in used:
                 continue
-            if place in places:
+            if place in places and not _copied([path], named):
                 found.append(Finding('warning', 'left over', str(path), 'belongs to no pair and is '
                                      'not read; add the other image of its pair or remove it'))
-            else:
+            elif place not in places:
                 idle[str(path.parent)].append(path)
     return found + [
         Finding('note', 'left over', place, f'{len(files)} images there are not read; see '
                 '`interflow layouts` for the layouts that are known')
-        for place, files in idle.items() if not _copies(files, used)]
+        for place, files in idle.items() if not _copied({files[0], files[-1]}, named)]
 
 
-def _copies(files, used):
-    "Whether images are copies of images in use: of the first and the last one."
-    return all(any(os.path.basename(one) == file.name and same_image(one, file) for one in used)
-               for file in {files[0], files[-1]})
+def _copied(files, named):
+    "Whether all these images are copies of images in use that are called alike."
+    return all(any(same_image(one, file) for one in named[file.name]) for file in files)
 
 
 def lacking(

@@ -6,7 +6,7 @@
 __all__ = ['SIDE', 'BLOCK', 'DOUBTFUL', 'LEAST', 'thumbnail', 'grey_of', 'clipped_share', 'colour_of', 'flat_noise', 'ImageFacts',
            'look', 'judge_image']
 
-# %% ../../nbs/3_degradation/17_checking.images.ipynb #b819dded
+# %% ../../nbs/3_degradation/17_checking.images.ipynb #31dd36b8
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from .files import TOLERANCE, Finding, Tolerance
 
-# %% ../../nbs/3_degradation/17_checking.images.ipynb #b55f6e3e
+# %% ../../nbs/3_degradation/17_checking.images.ipynb #d0dd38f7
 SIDE = 64       # pixels of the longer side of a thumbnail
 
 
@@ -38,7 +38,7 @@ def grey_of(
     import cv2
     return cv2.cvtColor(np.ascontiguousarray(pixels), cv2.COLOR_RGB2GRAY).astype(np.float32)
 
-# %% ../../nbs/3_degradation/17_checking.images.ipynb #00a5fd46
+# %% ../../nbs/3_degradation/17_checking.images.ipynb #86e2a47b
 def clipped_share(
     pixels: np.ndarray,     # (H, W, 3) uint8
 ) -> float:                 # in [0, 1]
@@ -53,7 +53,7 @@ def colour_of(
     "How far red, green and blue are apart, on average: 0 for a grey image stored as RGB."
     return float(np.ptp(thumb.astype(np.int16), axis=-1).mean())
 
-# %% ../../nbs/3_degradation/17_checking.images.ipynb #b6ab68ca
+# %% ../../nbs/3_degradation/17_checking.images.ipynb #4903ba88
 _CURVED = np.array([[1, -2, 1], [-2, 4, -2], [1, -2, 1]], np.float32) / 6       # Immerkaer 1996
 
 
@@ -92,7 +92,7 @@ def flat_noise(
     flattest = float(np.sqrt(np.percentile(variance, 5)) / _LOW)
     return flattest if flattest < DOUBTFUL else min(flattest, _grain(values))
 
-# %% ../../nbs/3_degradation/17_checking.images.ipynb #66c509c7
+# %% ../../nbs/3_degradation/17_checking.images.ipynb #ed01b0fc
 @dataclass(frozen=True)
 class ImageFacts:
     "What one image says about itself."
@@ -114,7 +114,7 @@ def look(
     return ImageFacts(str(file), (pixels.shape[0], pixels.shape[1]), clipped_share(pixels),
                       colour_of(thumb), flat_noise(pixels, factor), thumb)
 
-# %% ../../nbs/3_degradation/17_checking.images.ipynb #1cca754b
+# %% ../../nbs/3_degradation/17_checking.images.ipynb #5cf8e380
 LEAST = 64      # pixels: smaller images are too small to be measured
 
 
@@ -134,9 +134,9 @@ def judge_image(
         (facts.clipped > tolerance.clipped, 'clipped',
          f'{facts.clipped:.0%} of its values are black or white; expose it otherwise or leave '
          'it out'),
-        (facts.colour < tolerance.grey, 'grey',
-         'has no colour, though it is stored as RGB; take the colour image or leave it out'),
         (factor is None and facts.noise > tolerance.noise, 'noise',     # LR: see checking.pairs
          f'its noise is about {facts.noise:.0f} grey levels; take it at a lower ISO or leave '
          'it out')]
-    return [doubt(kind, text) for wrong, kind, text in checks if wrong]
+    grey = Finding('note', 'grey', facts.file, 'has no colour, though it is stored as RGB', scene)
+    return [doubt(kind, text) for wrong, kind, text in checks if wrong] + (
+        [grey] if factor is None and facts.colour < tolerance.grey else [])

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SHARP', 'RINGS', 'fit_light', 'compare_sharpness', 'unexplained', 'PairFacts', 'compare_pair', 'judge_pair']
 
-# %% ../../nbs/3_degradation/19_checking.pairs.ipynb #7383bdf0
+# %% ../../nbs/3_degradation/19_checking.pairs.ipynb #81f5134e
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,7 +21,7 @@ from interflow.checking.shift import (
     step_of,
 )
 
-# %% ../../nbs/3_degradation/19_checking.pairs.ipynb #bc95e30d
+# %% ../../nbs/3_degradation/19_checking.pairs.ipynb #ae248daf
 def fit_light(
     hr: np.ndarray,     # (h, w, 3) uint8, a thumbnail
     lr: np.ndarray,     # of the LR image
@@ -46,7 +46,7 @@ def fit_light(
     casts = (far - near).mean(0)
     return float(gain), float(offset), float(casts[np.abs(casts).argmax()])
 
-# %% ../../nbs/3_degradation/19_checking.pairs.ipynb #8d64b16f
+# %% ../../nbs/3_degradation/19_checking.pairs.ipynb #9bd606cd
 SHARP = 256     # pixels a side, of the window that is compared at full size
 
 
@@ -73,7 +73,7 @@ def compare_sharpness(
     return (float(10 * np.log10(power[1][fine].sum() / power[0][fine].sum())),
             float(cross[shown].sum() / power[0][shown].sum()))
 
-# %% ../../nbs/3_degradation/19_checking.pairs.ipynb #8aaa41c0
+# %% ../../nbs/3_degradation/19_checking.pairs.ipynb #991b971e
 RINGS = 24          # up to 1/2 cycle per reduced pixel
 
 
@@ -100,7 +100,7 @@ def unexplained(
     counts = np.bincount(ring, minlength=RINGS + 1)[RINGS // 2:RINGS]
     return float(np.sqrt((left_over.clip(0) / np.maximum(counts, 1)).mean()))
 
-# %% ../../nbs/3_degradation/19_checking.pairs.ipynb #2b5b29c4
+# %% ../../nbs/3_degradation/19_checking.pairs.ipynb #1ce9d466
 @dataclass(frozen=True)
 class PairFacts:
     "What a pair says about itself."
@@ -143,7 +143,7 @@ def compare_pair(
                      *fit_light(*thumbs), *sharp, unexplained(near, far, shift),
                      equal and np.array_equal(hr, lr))
 
-# %% ../../nbs/3_degradation/19_checking.pairs.ipynb #248b353f
+# %% ../../nbs/3_degradation/19_checking.pairs.ipynb #ad10c016
 def _way(facts):
     "The shift in words."
     words = [f'{abs(value):.1f} pixels {there if value > 0 else back}'
@@ -169,7 +169,7 @@ def _of_place(facts, lr, hr, tolerance):
                 'pair again')
     return None
 
-# %% ../../nbs/3_degradation/19_checking.pairs.ipynb #2e159973
+# %% ../../nbs/3_degradation/19_checking.pairs.ipynb #1fa44415
 def _of_sharpness(facts, lr, hr, factor, tolerance, enlarged):
     "`(level, kind, text)` where LR is no less sharp than HR."
     if facts.copy:
@@ -195,7 +195,16 @@ def _of_light(facts, tolerance):
                 'in a colour; fit gain and offset for each colour, as registration does')
     return None
 
-# %% ../../nbs/3_degradation/19_checking.pairs.ipynb #85356262
+# %% ../../nbs/3_degradation/19_checking.pairs.ipynb #93a6b7c0
+def _of_colour(hr, lr, tolerance):
+    "`(level, kind, text)` where one of the two is grey and the other is not."
+    if lr.colour < tolerance.grey and hr.colour > tolerance.coloured:
+        return 'warning', 'grey', f'has no colour, {hr.file} has; take the colour image'
+    if hr.colour < tolerance.grey and lr.colour > tolerance.coloured:
+        return 'warning', 'grey', f'has colour, {hr.file} has none; take the colour image of HR'
+    return None
+
+
 def _of_noise(facts, lr, tolerance):
     "`(level, kind, text)` where LR is noisy by itself and by what HR shows."
     if lr.noise > tolerance.noise and facts.unexplained > tolerance.unexplained:
@@ -218,7 +227,9 @@ def judge_pair(
     found = [place]
     if not place or place[1] == 'shift':
         noise = _of_noise(facts, lr, tolerance)
-        found += [noise, _of_light(facts, tolerance)]
+        grey = _of_colour(hr, lr, tolerance)
+        far = place and place[0] == 'error'     # then light is compared at other places
+        found += [noise, grey or (None if far else _of_light(facts, tolerance))]
         if not noise:       # which is fine detail too
             found.append(_of_sharpness(facts, lr.file, hr.file, factor, tolerance, enlarged))
     return [Finding(level, kind, lr.file, text, scene, factor, hr.file)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SMALL', 'SceneFacts', 'examine', 'rows_of', 'bytes_of', 'examine_all']
 
-# %% ../../nbs/3_degradation/22_checking.scenes.ipynb #65241662
+# %% ../../nbs/3_degradation/22_checking.scenes.ipynb #2d194bf7
 import os
 import pickle
 import tempfile
@@ -26,7 +26,7 @@ from .twins import print_of
 from ..core import InterflowError, in_processes, one_thread, progress, read_pixels
 from ..data.scenes import Scene, label_of
 
-# %% ../../nbs/3_degradation/22_checking.scenes.ipynb #64d67e1a
+# %% ../../nbs/3_degradation/22_checking.scenes.ipynb #88ec1f8d
 @dataclass(frozen=True)
 class SceneFacts:
     "What is known of a scene after all its images were looked at."
@@ -56,7 +56,7 @@ def _was_enlarged(hr, factor, tolerance):
     found = read_curve(curve, factor)
     return found.misfit < tolerance.misfit and abs(found.factor / factor - 1) < .1
 
-# %% ../../nbs/3_degradation/22_checking.scenes.ipynb #982179ef
+# %% ../../nbs/3_degradation/22_checking.scenes.ipynb #d5a123b8
 def _examine_pair(facts, factor, pixels, hr, tolerance):
     "Add what one LR image says to the facts of its scene; `hr` are the facts with the thumbnail."
     scene, found = facts.scene, facts.findings
@@ -101,7 +101,7 @@ def examine(
             _examine_pair(facts, factor, pixels, hr, tolerance)
     return facts
 
-# %% ../../nbs/3_degradation/22_checking.scenes.ipynb #e21c0e6b
+# %% ../../nbs/3_degradation/22_checking.scenes.ipynb #8ba68f3c
 def rows_of(
     facts: SceneFacts,
 ) -> list[dict[str, Any]]:      # of equal keys; one for a scene without LR
@@ -121,7 +121,7 @@ def rows_of(
         return {**values, 'found_factor': found and found.factor, 'misfit': found and found.misfit}
     return [row(factor) for factor in facts.scene.lr or (None,)]
 
-# %% ../../nbs/3_degradation/22_checking.scenes.ipynb #32026d6e
+# %% ../../nbs/3_degradation/22_checking.scenes.ipynb #be540540
 SMALL = 60e6        # bytes of image files: less is looked at in one process
 
 
@@ -164,7 +164,7 @@ def _share(parent, scenes, place, tolerance, done):
                 done.value += 1
     place.write_bytes(pickle.dumps(found))
 
-# %% ../../nbs/3_degradation/22_checking.scenes.ipynb #209e6144
+# %% ../../nbs/3_degradation/22_checking.scenes.ipynb #719f0115
 def examine_all(
     scenes: Sequence[Scene],
     processes: int = 1,         # at least 1

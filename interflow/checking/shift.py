@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['WINDOW', 'Window', 'BAND', 'choose_window', 'step_of', 'reduce_window', 'find_shift', 'likeness', 'contrast']
 
-# %% ../../nbs/3_degradation/18_checking.shift.ipynb #b2daf65d
+# %% ../../nbs/3_degradation/18_checking.shift.ipynb #59f6106f
 import math
 
 import numpy as np
 
 from .images import grey_of
 
-# %% ../../nbs/3_degradation/18_checking.shift.ipynb #302086ae
+# %% ../../nbs/3_degradation/18_checking.shift.ipynb #a34f7fe2
 WINDOW = 384        # reduced pixels a side, at most
 Window = tuple[int, int, int, int]      # top, left, height, width: HR pixels
 
@@ -46,7 +46,7 @@ def step_of(
     "HR pixels in a reduced pixel: two thirds of an LR pixel, at least one HR pixel."
     return max(1., factor / 1.5)
 
-# %% ../../nbs/3_degradation/18_checking.shift.ipynb #e36b8283
+# %% ../../nbs/3_degradation/18_checking.shift.ipynb #569a7bb7
 def reduce_window(
     pixels: np.ndarray,     # (H, W, 3) uint8
     window: Window,
@@ -68,7 +68,7 @@ def reduce_window(
     return cv2.warpAffine(grey_of(pixels), matrix, (width, height), borderMode=cv2.BORDER_REPLICATE,
                           flags=cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP)
 
-# %% ../../nbs/3_degradation/18_checking.shift.ipynb #d299e901
+# %% ../../nbs/3_degradation/18_checking.shift.ipynb #a0951033
 BAND = .12      # cycles per reduced pixel: standard deviation of the band that is compared
 
 
@@ -103,7 +103,7 @@ def find_shift(
     return (float((down + height / 2) % height - height / 2),
             float((right + width / 2) % width - width / 2))
 
-# %% ../../nbs/3_degradation/18_checking.shift.ipynb #38b8f582
+# %% ../../nbs/3_degradation/18_checking.shift.ipynb #ba7603b2
 def _middle_band(view):
     "A view without its coarse light and without its finest grain."
     import cv2

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['print_of', 'find_twins', 'Pictured', 'judge_twins']
 
-# %% ../../nbs/3_degradation/20_checking.twins.ipynb #1f09e62e
+# %% ../../nbs/3_degradation/20_checking.twins.ipynb #54a0d49a
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -14,7 +14,7 @@ import numpy as np
 from .files import TOLERANCE, Finding, Tolerance
 from .images import grey_of
 
-# %% ../../nbs/3_degradation/20_checking.twins.ipynb #9c4f767f
+# %% ../../nbs/3_degradation/20_checking.twins.ipynb #282dd08e
 def print_of(
     thumb: np.ndarray,      # (h, w, 3) uint8, of `thumbnail`
 ) -> np.ndarray:            # (256,) float32 of length 1; zeros for a picture of one colour
@@ -25,7 +25,7 @@ def print_of(
     length = float(np.linalg.norm(fine))
     return fine / length if length > 8 else np.zeros_like(fine)
 
-# %% ../../nbs/3_degradation/20_checking.twins.ipynb #02e56e29
+# %% ../../nbs/3_degradation/20_checking.twins.ipynb #387c5c95
 def find_twins(
     prints: np.ndarray,         # (N, 256) float32, of `print_of`
     least: float,               # correlation from which on two are the same picture
@@ -39,7 +39,7 @@ def find_twins(
         found += [(start + int(i), start + int(j)) for i, j in zip(rows, columns) if i < j]
     return found
 
-# %% ../../nbs/3_degradation/20_checking.twins.ipynb #4ce002a5
+# %% ../../nbs/3_degradation/20_checking.twins.ipynb #f79d4468
 class Pictured(NamedTuple):
     "An HR image and where it belongs."
     file: str

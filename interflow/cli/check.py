@@ -5,19 +5,19 @@
 # %% auto #0
 __all__ = ['posterior_of', 'CheckOptions', 'check_command']
 
-# %% ../../nbs/6_using/12_cli.check.ipynb #8f86091f
+# %% ../../nbs/6_using/12_cli.check.ipynb #0772631e
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .options import app
+from .options import Data, OwnPairs, app, find_places
 from ..core import write_json
 
 if TYPE_CHECKING:       # imports wait for their command: see `cli.options`
     from interflow.checking import Posterior
 
-# %% ../../nbs/6_using/12_cli.check.ipynb #ba748b5d
+# %% ../../nbs/6_using/12_cli.check.ipynb #516cf79a
 def posterior_of(
     folder: Path,       # of a trained flow
 ) -> 'Posterior':
@@ -33,12 +33,9 @@ def posterior_of(
         return float(found.grid[found.posterior[0].argmax()])
     return most_probable
 
-# %% ../../nbs/6_using/12_cli.check.ipynb #75a515a0
+# %% ../../nbs/6_using/12_cli.check.ipynb #deaca963
 class CheckOptions:
     "What `check` may be told."
-    Data = Annotated[list[Path], typer.Argument(
-        help='one or more sets, in any layout that `interflow layouts` lists, or folders of '
-             'photographs')]
     Json = Annotated[Path | None, typer.Option(
         '--json', help='JSON file for all that was found and measured')]
     Out = Annotated[Path | None, typer.Option(
@@ -52,7 +49,10 @@ class CheckOptions:
 
 @app.command('check')
 def check_command(
-    data: CheckOptions.Data,
+    data: Data,
+    hr: OwnPairs.Hr = None,
+    lr: OwnPairs.Lr = None,
+    factor: OwnPairs.Factor = None,
     json: CheckOptions.Json = None,
     out: CheckOptions.Out = None,
     flow: CheckOptions.Flow = None,
@@ -60,12 +60,13 @@ def check_command(
 ) -> None:
     """Look at every image of sets of pairs, before an hour of training on them: files, sizes,
     registration, exchanged HR and LR, light, noise, factor, and pictures that are there twice.
+    Exit code 0: clean; 1: warnings; 2: errors.
 
-    Exit code 0: clean; 1: warnings; 2: errors. Example: interflow check RealSR/Canon/Train --out
-    report
+    interflow check RealSR/Canon --out report
     """
     from interflow.checking import check, count_of, format_findings, format_groups, write_check
-    found = check(data, processes, posterior_of(flow) if flow else None)
+    places = find_places(data, hr, lr, factor)
+    found = check(places, processes, posterior_of(flow) if flow else None)
     if found.groups:
         typer.echo(format_groups(found.groups))
     if found.findings:
