@@ -49,7 +49,7 @@ from interflow.checking.scenes import (  # noqa: F401
 )
 from .twins import Pictured, judge_twins
 from ..core import InterflowError, best_processes, to_tensor
-from ..data import Pairs, Place, Scene, read_scene, read_scenes
+from ..data import Pairs, Place, Scene, read_scene, read_scenes, read_set
 from ..data.scenes import label_of
 
 # %% ../../nbs/3_degradation/24_checking.ipynb #1d2f58dd
@@ -116,16 +116,23 @@ def ask_flow(
 
 # %% ../../nbs/3_degradation/24_checking.ipynb #3953d0e2
 def _read(place):
-    "The scenes of one set, and what is to be said of it as a whole; none where it is refused."
+    "The scenes of one set, and what is to be said of it as a whole."
     said: list[str] = []
     try:
-        scenes = read_scenes(place, say=said.append)
+        try:
+            scenes, faults = read_set(place, say=said.append), []
+        except InterflowError as fault:     # incomplete, or photographs alone: what can be read?
+            said.clear()
+            scenes, faults = read_scenes(place, say=said.append), [finding_of(fault, _name(place),
+                                                                              'set')]
     except InterflowError as fault:
         return [], [finding_of(fault, _name(place), 'set')]
-    folders = [] if isinstance(place, Pairs) else [place]
+    if not any(scene.lr for scene in scenes):
+        faults = []
     notes = [Finding('note', 'set', _name(place), line.removeprefix(f'{place}: '))
              for line in said]
-    return scenes, notes + lacking(scenes) + left_over(folders, scenes)
+    rest = [] if isinstance(place, Pairs) else left_over([place], scenes)
+    return scenes, faults + notes + ([] if faults else lacking(scenes) + rest)
 
 
 def _name(place):
