@@ -8,7 +8,7 @@ OLDEST := $(shell sed -n 's/^min_python *= *//p' settings.ini)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lab explorer prepare bench bench-full bench-gpu
+.PHONY: help demo test soak lab explorer prepare bench bench-full bench-gpu
 
 help:  ## this list
 	@echo 'interflow: what make can do here'
@@ -19,6 +19,9 @@ demo: $(READY)  ## the whole paper on the embedded photographs, into runs/demo (
 
 test: $(READY)  ## all tests: exports, notebooks, contracts
 	@$(BIN)/python -m pytest tests -n auto --maxprocesses 4 --dist worksteal --durations 5
+
+soak: $(READY)  ## trainings killed at twenty random moments and resumed, into benchmarks/soak.txt (some minutes)
+	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/soak.py --out benchmarks
 
 lab: $(READY)  ## JupyterLab on the notebooks, for this machine only; it opens at the map
 	@$(BIN)/jupyter lab --ip=127.0.0.1 $(if $(filter 0,$(shell id -u)),--allow-root) $(LABFLAGS) nbs/index.ipynb
