@@ -49,6 +49,7 @@ from interflow.core import (
     write_json,
 )
 from interflow.data import Scene, begin_folder, factor_folder, read_set
+from interflow.data.published import CITY100
 from interflow.generation import generate_scene
 from interflow.losses import LossWeights, interflow_loss
 from interflow.model import InterFlow, InterFlowConfig
@@ -57,7 +58,7 @@ from interflow.sr.networks import VARIANTS, arbitrary, build, network_config
 from interflow.sr.training import SR_PRESETS, Source, l1_loss, train_sr
 from interflow.training import PRESETS, plain, train_flow
 
-CAMERAS = {'NikonD5500': 2.9, 'iPhoneX': 2.45}      # true factors
+CAMERAS = CITY100                                   # name -> true factor
 ABROAD = {'NikonD5500': 'iPhoneX'}                  # where its networks are tested too
 MADE = (*RANDOM, 'kernel', 'sample', 'tuned')       # ways to LR images of HR photographs
 FITTED = ('kernel', 'sample', 'tuned')              # those that learn from the pairs
@@ -124,27 +125,23 @@ def _crop(path, size, target):
     return target
 
 
-def _read_clone(folder, name, work, settings):
-    "The scenes of a clone of the repository: `(train, test)`."
-    factor, scenes = CAMERAS[name], []
-    for hr in sorted(folder.glob('[0-9][0-9][0-9]H.PNG')):
-        lr = hr.with_name(hr.name.replace('H.', 'L.'))
-        target = work / 'photographs' / name
-        number = hr.stem[:3]
-        scenes.append(Scene(number, _crop(hr, settings.crop, target / 'HR' / f'{number}.png'),
-                            {factor: _crop(lr, settings.crop, target / factor_folder(factor) / f'{number}.png')}))
-    return [s for s in scenes if s.name <= '080'], [s for s in scenes if s.name > '080']
+def _cropped(scene, folder, size):
+    "A scene with the centres of its images, written below `folder`."
+    (factor, lr), = scene.lr.items()
+    file = f'{scene.name}.png'
+    return replace(scene, hr=_crop(scene.hr, size, folder / 'HR' / file),
+                   lr={factor: _crop(lr, size, folder / factor_folder(factor) / file)})
 
 
 def read_camera(folder: Path, name: str, work: Path, settings: Settings) -> Camera:
     "The scenes of one camera of City100, parts of it or a clone; `InterflowError` for anything else."
-    clone = next((place for place in (folder / 'City100' / f'City100_{name}', folder / f'City100_{name}') if place.is_dir()), None)
-    if clone:
-        train, test = _read_clone(clone, name, work, settings)
-    else:
-        train, test = (read_set(folder / name / split) for split in ('train', 'test'))
+    places = (folder / 'City100' / f'City100_{name}', folder / f'City100_{name}', folder / name)
+    place = next((place for place in places if place.is_dir()), places[-1])
+    train, test = ([scene for scene in read_set(place, part, lambda line: None) if scene.split == part] for part in ('train', 'test'))
     if not train or not test:
         raise InterflowError(f'{folder}: no scenes of {name} to train or to test on; give City100 or a clone of CameraSR')
+    if place.name != name:      # a clone
+        train, test = ([_cropped(scene, work / 'photographs' / name, settings.crop) for scene in scenes] for scenes in (train, test))
     return Camera(name, CAMERAS[name], train[:settings.train or None], test[:settings.test or None])
 
 
