@@ -100,26 +100,14 @@ def flow_settings(
 # %% ../../nbs/6_using/07_cli.flow.ipynb #7945b1a6
 @app.command()
 def train(
-    ctx: typer.Context,
-    data: Data,
-    out: Out,
-    preset: FlowPreset = 'tiny',
+    ctx: typer.Context, data: Data, out: Out, preset: FlowPreset = 'tiny',
     factors: TrainOptions.Factors = None,
-    hr: OwnPairs.Hr = None,
-    lr: OwnPairs.Lr = None,
-    factor: OwnPairs.Factor = None,
-    steps: Steps = None,
-    batch_size: TrainOptions.BatchSize = None,
-    patch: TrainOptions.Patch = None,
-    learning_rate: LearningRate = None,
-    save_every: SaveEvery = None,
-    init: TrainOptions.Init = None,
-    recompute: TrainOptions.Recompute = False,
-    check_first: CheckFirst = True,
-    config: ConfigFile = None,
-    sets: Sets = None,
-    seed: Seed = 0,
-    threads: Threads = 0,
+    hr: OwnPairs.Hr = None, lr: OwnPairs.Lr = None, factor: OwnPairs.Factor = None,
+    steps: Steps = None, batch_size: TrainOptions.BatchSize = None,
+    patch: TrainOptions.Patch = None, learning_rate: LearningRate = None,
+    save_every: SaveEvery = None, init: TrainOptions.Init = None,
+    recompute: TrainOptions.Recompute = False, check_first: CheckFirst = True,
+    config: ConfigFile = None, sets: Sets = None, seed: Seed = 0, threads: Threads = 0,
     device: Device = 'auto',
 ) -> None:
     """Train a flow on pairs; writes OUT/model. Ctrl-C saves, and the same command goes on.

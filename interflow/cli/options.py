@@ -66,12 +66,12 @@ class OwnPairs:
         '--factor', help='the true factor of one\'s own pairs  [default: as the pattern or the '
                          'sizes tell]')]
 
-
+# %% ../../nbs/6_using/06_cli.options.ipynb #b9d7d863
 def find_places(
     data: Sequence[Path],       # folders or lists of pairs; none with `hr` and `lr`
     hr: str | None,             # folder or pattern, below DATA where that is given
-    lr: str | None,
-    factor: float | None = None,
+    lr: str | None,             # the same
+    factor: float | None = None,    # true; None: told by the pattern or the sizes
 ) -> list[Place]:
     "Where the pairs are that a command was told of. `InterflowError` where it was told of none."
     if hr is None and lr is None and factor is None:

@@ -26,7 +26,7 @@ from .scenes import Scene, read_scene
 def turn(
     image: np.ndarray,      # (H, W, 3)
     rows: bool,             # flip them
-    columns: bool,
+    columns: bool,          # flip them
     transpose: bool,        # at last
 ) -> np.ndarray:            # a view
     "One of the eight ways an image can lie."

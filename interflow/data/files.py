@@ -97,9 +97,9 @@ def find_images(
 # %% ../../nbs/1_photographs/15_data.files.ipynb #65a85866
 def check_partners(
     hr: Iterable[str],          # names
-    lr: Iterable[str],
+    lr: Iterable[str],          # the same
     hr_file: str,               # what a missing file would be called, with {name}
-    lr_file: str,
+    lr_file: str,               # the same
     mend: str = '',             # instead of the usual advice
 ) -> None:
     "`InterflowError` naming the first file whose partner is missing."
@@ -134,8 +134,8 @@ def _same_bytes(first, second, size):
 
 
 def same_image(
-    first: str | Path,
-    second: str | Path,
+    first: str | Path,      # an image file
+    second: str | Path,     # another one
 ) -> bool:
     "Whether two image files show the same pixels; a file that cannot be read is like no other."
     try:

@@ -139,7 +139,7 @@ def is_list(path: Path) -> bool:
 
 
 def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    "(number of the line, columns) of a list. `InterflowError` for what is no table."
+    "(number of the line, columns) of the list `path`. `InterflowError` for what is no table."
     try:
         with open(path, newline='', encoding='utf-8-sig') as file:
             if path.suffix.lower() == '.csv':
@@ -176,7 +176,7 @@ def _row(path, number, row):
 
 
 def read_list(path: Path) -> list[Scene]:
-    "A scene for each row of a list; rows of one scene are put together by room `data.layouts`."
+    "A scene for each row of the list `path`; `join_labels` puts rows of one scene together."
     rows = [_row(path, number, row) for number, row in read_rows(path)]
     if not rows:
         raise InterflowError(f'{path}: has no row; write one for each LR image')

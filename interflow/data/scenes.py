@@ -66,7 +66,7 @@ def fits(
 
 # %% ../../nbs/1_photographs/13_data.scenes.ipynb #f06d1990
 def size_of(path: str | Path) -> tuple[int, int]:
-    "(H, W) of an image file by its header. Raises `InterflowError` where it is no image."
+    "(H, W) of the image file `path` by its header. Raises `InterflowError` where it is no image."
     try:
         with open(path, 'rb') as file:
             head = file.read(24)
