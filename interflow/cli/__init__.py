@@ -38,10 +38,10 @@ from .sr import Preset as Preset
 from .sr import Tile as Tile
 from .sr import draw_crops as draw_crops
 from .sr import evaluate_command as evaluate_command
-from .sr import export_command as export_command
 from .sr import sr_sources as sr_sources
 from .sr import train_sr_command as train_sr_command
-from .sr import upscale_command as upscale_command
+from .use import export_command as export_command
+from .use import upscale_command as upscale_command
 
 # %% ../../nbs/6_using/30_cli.ipynb #7281165b
 class ExploreOptions:
