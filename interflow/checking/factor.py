@@ -102,7 +102,7 @@ def mean_curve(
     counts = (~np.isnan(stack)).sum(0)
     return np.where(counts > 0, np.nansum(stack, 0) / np.maximum(counts, 1), np.nan)
 
-
+# %% ../../nbs/3_degradation/21_checking.factor.ipynb #1ff15397
 class Enlarged(NamedTuple):
     "An LR image and the curve of its spectrum."
     file: str
@@ -113,7 +113,7 @@ class Enlarged(NamedTuple):
 def judge_group(
     place: str,                         # the folder that claims the factor
     images: Sequence[Enlarged],         # of one claimed factor
-    claimed: float,
+    claimed: float,                     # factor
     tolerance: Tolerance = TOLERANCE,
 ) -> tuple[FoundFactor | None, list[Finding]]:
     "What a group's spectra say, and findings; None where no image is large enough."

@@ -75,16 +75,18 @@ TOLERANCE = Tolerance()
 def finding_of(
     fault: InterflowError,      # its text begins with the file and a colon
     file: str | Path,           # that it is about
-    kind: str = 'file',
+    kind: str = 'file',         # one word
     scene: str = '',            # its name
-    factor: float | None = None,
+    factor: float | None = None,    # the claimed one
 ) -> Finding:
     "An error of the library as a finding."
     text = str(fault).removeprefix(f'{file}: ')
     return Finding('error', kind, str(file), text, scene, factor)
 
 
-def read_header(path: str | Path) -> tuple[int, int]:
+def read_header(
+    path: str | Path,           # of an image
+) -> tuple[int, int]:           # (H, W)
     """Height and width by the header, not decoded.
 
     Raises `InterflowError` for what is no 8-bit RGB image.
@@ -150,7 +152,7 @@ def _copied(files, named):
     "Whether all these images are copies of images in use that are called alike."
     return all(any(same_image(one, file) for one in named[file.name]) for file in files)
 
-
+# %% ../../nbs/3_degradation/16_checking.files.ipynb #06e22681
 def lacking(
     scenes: Sequence[Scene],            # of one set
 ) -> list[Finding]:

@@ -48,10 +48,10 @@ def _middle(values):
     known = [value for value in values if value is not None and not np.isnan(value)]
     return float(np.median(known)) if known else float('nan')
 
-
+# %% ../../nbs/3_degradation/23_checking.report.ipynb #9e463435
 def group_of(
-    place: str,
-    factor: float | None,
+    place: str,                         # the folder
+    factor: float | None,               # the claimed one
     rows: Sequence[dict[str, Any]],     # of `rows_of`
     found: float | None = None,         # factor by the spectra
     flow: float | None = None,          # factor by a flow
@@ -84,7 +84,7 @@ def rows_by_group(
         found[str(Path(row['lr'] or row['hr']).parent), row['factor']].append(row)
     return dict(found)
 
-# %% ../../nbs/3_degradation/23_checking.report.ipynb #9e463435
+# %% ../../nbs/3_degradation/23_checking.report.ipynb #1504c7a0
 COLUMNS = ('pairs', 'claimed', 'spectrum', 'flow', 'shift', 'largest', 'likeness', 'gain',
            'sharpness', 'noise HR', 'LR', 'clipped')
 
@@ -109,7 +109,7 @@ def format_groups(
                                for k, (cell, width) in enumerate(zip(line, widths))).rstrip()
                      for line in zip(*columns))
 
-# %% ../../nbs/3_degradation/23_checking.report.ipynb #abb46047
+# %% ../../nbs/3_degradation/23_checking.report.ipynb #5eff5c1c
 def in_order(
     findings: Sequence[Finding],
 ) -> list[Finding]:
@@ -142,7 +142,7 @@ def count_of(
              for count, level in zip(counts, reversed(LEVELS)) if count]
     return ', '.join(words) or 'nothing doubtful'
 
-# %% ../../nbs/3_degradation/23_checking.report.ipynb #fb9abf4a
+# %% ../../nbs/3_degradation/23_checking.report.ipynb #d11a44e1
 _CLOSE = ('shift', 'exchanged', 'sharp', 'copy', 'factor', 'noise', 'size')     # shown enlarged
 CELL = 180      # pixels a side that are shown of what is shown enlarged
 
@@ -184,7 +184,7 @@ def _draw(axis, file, finding, window):
         for line in (axis.axhline, axis.axvline):
             line(min(pixels.shape[:2]) / 2, color='w', lw=.6, alpha=.8)
 
-# %% ../../nbs/3_degradation/23_checking.report.ipynb #d11a44e1
+# %% ../../nbs/3_degradation/23_checking.report.ipynb #a3bb1393
 def shown_first(
     findings: Sequence[Finding],
     most: int,
@@ -214,7 +214,7 @@ def _draw_finding(cell, finding):
     cell.supxlabel('\n'.join(textwrap.wrap(reason, 62)), fontsize=7.5,
                    color='#B22222' if finding.level == 'error' else '#333333')
 
-# %% ../../nbs/3_degradation/23_checking.report.ipynb #a3bb1393
+# %% ../../nbs/3_degradation/23_checking.report.ipynb #8f8fe842
 def contact_sheet(
     findings: Sequence[Finding],
     most: int = 18,             # findings that are shown
@@ -231,7 +231,7 @@ def contact_sheet(
     plt.close(figure)
     return figure
 
-# %% ../../nbs/3_degradation/23_checking.report.ipynb #2c2b4b70
+# %% ../../nbs/3_degradation/23_checking.report.ipynb #26758342
 @dataclass(frozen=True)
 class Check:
     "What a check found."

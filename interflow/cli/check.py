@@ -46,7 +46,7 @@ class CheckOptions:
     Processes = Annotated[int | None, typer.Option(
         min=1, help='how many  [default: all cores, one for a small set]')]
 
-
+# %% ../../nbs/6_using/12_cli.check.ipynb #2b61ad8e
 @app.command('check')
 def check_command(
     data: Data,
