@@ -105,7 +105,7 @@ def _check_names(path, values):
 
 
 def read_camera(path: str | Path) -> Camera:
-    "The camera of a TOML file. Raises `InterflowError` for any value that cannot be."
+    "The camera of the TOML file `path`. Raises `InterflowError` for any value that cannot be."
     values: Mapping[str, Any] = read_toml(
         path, '`interflow camera canon` prints a file to start from')
     _check_names(path, values)

@@ -20,7 +20,7 @@ from .data.simulation import Simulation
 # %% ../nbs/1_photographs/42_costs.ipynb #70ab06ca
 SECONDS, FILE, MEMORY = 1., 1.4, 300    # CPU s per megapixel, bytes of PNG, of memory per pixel
 
-
+# %% ../nbs/1_photographs/42_costs.ipynb #f593d991
 class Cost(NamedTuple):
     "About what a simulation needs."
     megapixels: float       # of all photographs
@@ -61,7 +61,7 @@ def fitting_processes(
 def announce(
     cost: Cost,
     simulation: Simulation,
-    processes: int,
+    processes: int,     # at once
 ) -> str:           # '' where it is quickly done and fits
     "What is ahead, in one line."
     place = simulation.out.resolve()

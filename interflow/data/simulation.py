@@ -137,9 +137,8 @@ def begin_set(simulation: Simulation) -> None:
             settings['camera'] = simulation.camera.name
         others = sorted(set(stored.get('photos', ())) ^ set(settings['photos']))
         if others:
-            raise InterflowError(f'{out}: holds a run with other photographs ({others[0]} is in '
-                                 f'one of the two, {len(others)} in all); choose another folder '
-                                 'or remove it')
+            raise InterflowError(f'{out}: holds a run with other photographs ({len(others)}, such as '
+                                 f'{others[0]}); choose another folder or remove it')
     begin_folder(out, settings, 'set.json')
 
 # %% ../../nbs/1_photographs/26_data.simulation.ipynb #a560d6ed
@@ -292,10 +291,10 @@ def simulate(
 ) -> list[Scene]:
     """Photograph photographs with the simulated camera and write the set `out`.
 
-    Writes `out/HR/NAME.png` (factor 1) and `out/xFACTOR/NAME.png`, 8-bit PNG. Files that are there
-    already are kept, so an interrupted run resumes. Raises `InterflowError` for settings that
-    cannot be and for an `out` of other settings, at the end `LeftAside` where photographs could
-    not be read.
+    `factors` in [1, 4], `scale` in (0, 1]; of each photograph there are `takes` scenes. Writes
+    `out/HR/NAME.png` (factor 1) and `out/xFACTOR/NAME.png`, 8-bit PNG. Files that are there stay:
+    an interrupted run resumes. `InterflowError` for settings that cannot be and an `out` of other
+    ones, at the end `LeftAside` where photographs could not be read.
     """
     plan = plan_simulation(photos, out, factors, camera, seed, scale, takes, how.say)
     return carry_out(plan, how)
