@@ -60,7 +60,7 @@ class Tolerance:
     sharper: float = 0.         # dB, fine detail of LR over HR; good: -12 to -2
     clipped: float = .1         # share of black or white values; good: at most .08
     grey: float = 1.            # grey levels between colours, below: no colour
-    coloured: float = 4.        # grey levels between colours, above: not grey
+    coloured: float = 12.       # grey levels between colours, above: not grey
     noise: float = 10.          # grey levels; good HR: at most 9, texture counts in
     unexplained: float = 6.     # grey levels of LR that HR does not explain; good: at most 5.5
     twin: float = .98           # likeness of two pictures; the same: .99 to 1, others: below .6
