@@ -22,6 +22,7 @@ from interflow.data import (
     Pairs,
     Scene,
     all_factors,
+    crop_stored,
     find_sets,
     known_factors,
     read_scene,
@@ -288,6 +289,27 @@ def test_commands_take_several_places_lists_and_own_pairs(write, tmp_path, monke
     assert code == 0 and {scene.name for scene in read_set('made')} == {'bee', 'day 1/fig'}
 
 
+@every_tree
+def test_the_command_says_what_a_place_is_taken_for(tree, monkeypatch, capsys):
+    place, layouts, names, factors = tree
+    words = [place] if layouts else ['--hr', place.hr, '--lr', place.lr] + (['--factor', place.factor] if place.factor else [])
+    code, out, _ = run(monkeypatch, capsys, 'layouts', *words)
+    assert code == 0 and (layouts[0] if layouts else 'own pairs') in out[0]
+    told = '\n'.join(out)
+    assert all(f'x{factor:g} ' in told for own in factors for factor in own) and 'a flow by default' in told
+
+
+def test_the_command_shows_every_layout_and_the_nearest(write, tmp_path, monkeypatch, capsys):
+    code, out, _ = run(monkeypatch, capsys, 'layouts')
+    assert code == 0 and all(any(line.startswith(f'{layout.name}: ') for line in out) for layout in LAYOUTS)
+    write('odd/hr_pictures/bee.png')
+    write('odd/x3/bee.png')
+    code, out, _ = run(monkeypatch, capsys, 'layouts', tmp_path / 'odd')
+    assert code == 0 and 'nearest is simulated' in out[-1]
+    code, _, err = run(monkeypatch, capsys, 'layouts', tmp_path / 'nowhere')
+    assert code == 2 and len(err) == 1
+
+
 # ---------------------------------------------------------------- cameras, splits, several places
 
 def test_cameras_and_splits_come_from_folders(write, tmp_path, said):
@@ -402,6 +424,19 @@ def test_lr_is_stored_smaller_by_factor_or_label(write, tmp_path):
             assert 'register' in said_of(lambda scene=scene: read_scene(scene, (2.1,)))
 
 
+def test_crops_of_stored_lr_lie_on_both_grids():
+    "A ramp along each side: the means of both crops agree only where they show the same part."
+    lr = 1.5 * np.stack(np.meshgrid(np.arange(60), np.arange(40)) + [np.zeros((40, 60))], -1) + .25
+    hr = np.stack(np.meshgrid(np.arange(90), np.arange(60)) + [np.zeros((60, 90))], -1)
+    random = np.random.default_rng(0)
+    for _ in range(30):
+        large, small = crop_stored(hr, lr, 8, random)
+        assert large.shape == (12, 12, 3) and small.shape == (8, 8, 3)
+        assert np.allclose(large.mean((0, 1)), small.mean((0, 1)))
+        assert np.allclose(np.sign(large[-1, -1] - large[0, 0]), np.sign(small[-1, -1] - small[0, 0])), 'turned alike'
+    assert crop_stored(hr, lr, 7, random) is None and crop_stored(hr, lr[:, :59], 8, random) is None
+
+
 # ---------------------------------------------------------------- names and faults
 
 @pytest.mark.parametrize('name', ['scene [1]', 'a.b.v2', 'with space', '花と蜂', 'Füße', "it's 100%", '-dash', 'x*y?'])
@@ -456,6 +491,13 @@ def test_a_fault_is_told_in_one_line(spoil, place, words, write, tmp_path):
     assert not [word for word in words if word not in line], line
 
 
+def test_a_file_that_vanishes_is_named(write, tmp_path):
+    simulated(write)
+    scenes = read_set(tmp_path / 'ours')
+    scenes[0].lr[2.1].unlink()
+    assert 'x2.1/bee.webp: no such file' in said_of(lambda: PairBatches(scenes, (2.1,), 24, 1))
+
+
 def test_lists_name_the_line(write, tmp_path):
     listed(write)
     file = tmp_path / 'own/bad.csv'
@@ -482,6 +524,9 @@ def test_places_of_a_command():
 def test_no_permission_and_links_in_a_circle(write, tmp_path, monkeypatch):
     simulated(write)
     (tmp_path / 'ours/HR/again').symlink_to(tmp_path / 'ours')
+    for one, other in (('a', 'b'), ('b', 'a')):
+        (tmp_path / 'ours/HR' / one).mkdir()
+        (tmp_path / 'ours/HR' / one / other).symlink_to(tmp_path / 'ours/HR' / other)
     (tmp_path / 'root').mkdir()
     (tmp_path / 'root/set').symlink_to(tmp_path / 'ours')
     (tmp_path / 'root/loop').symlink_to(tmp_path / 'root')
