@@ -180,7 +180,7 @@ def read_json(path: str | Path) -> Any:
 # %% ../nbs/1_photographs/00_files.ipynb #c6eb736d
 def first_difference(
     stored: Any,        # as JSON has it
-    given: Any,
+    given: Any,         # the same way
     name: str = '',     # of both
 ) -> tuple[str, Any, Any] | None:       # dotted name, stored value, given one; None: both are equal
     "The first setting in which two differ."

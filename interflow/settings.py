@@ -25,7 +25,7 @@ else:
 
 # %% ../nbs/1_photographs/39_settings.ipynb #4469da88
 def read_toml(
-    path: str | Path,
+    path: str | Path,       # of the file
     mend: str = 'correct the file',     # what the user is told to do about a mistake in it
 ) -> dict[str, Any]:
     "The values of a TOML file. Raises `InterflowError` where it is missing or no TOML."
@@ -47,7 +47,7 @@ def _text(value):
 
 
 def write_toml(
-    path: str | Path,
+    path: str | Path,               # of the file
     settings: Mapping[str, Any],    # values, and tables of them; what is None is left out
     remark: str = '',               # a line above them
 ) -> None:

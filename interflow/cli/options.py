@@ -147,6 +147,8 @@ OUTSIDE = ('out', 'config', 'sets', 'device')       # what no file of settings s
 ConfigFile = Annotated[Path | None, typer.Option(
     is_eager=True, callback=take_file,
     help='TOML file of settings, such as settings.toml of a run; options come before it')]
+
+# %% ../../nbs/6_using/06_cli.options.ipynb #e8b824a1
 Sets = Annotated[list[str] | None, typer.Option(
     '--set', help='any setting of the tables training, model, loss: training.clip=10; '
                   'may be given several times')]
@@ -156,6 +158,13 @@ Threads = Annotated[int, typer.Option(
     show_default=False)]
 
 # %% ../../nbs/6_using/06_cli.options.ipynb #13acdf2a
+def _absolute(value):
+    "Paths as they are found from anywhere."
+    if isinstance(value, (list, tuple)):
+        return [_absolute(one) for one in value]
+    return str(value.absolute()) if isinstance(value, Path) else value
+
+# %% ../../nbs/6_using/06_cli.options.ipynb #4e6c7b95
 class Recipe:
     "What a training was told: by a file, by options, by `--set`. All that it used can be stored."
 
@@ -189,11 +198,8 @@ class Recipe:
         self.used[table] = asdict(config)   # type: ignore[call-overload]  # a dataclass
         return config
 
-    def was_given(
-        self,
-        option: str,    # a parameter of the command
-    ) -> bool:
-        "Whether the user gave it, at the command line or at the top of the file."
+    def was_given(self, option: str) -> bool:
+        "Whether the user gave an `option`, at the command line or at the top of the file."
         source = self.context.get_parameter_source(option)
         return source is not None and source.name != 'DEFAULT'
 
@@ -206,13 +212,6 @@ class Recipe:
                    for name, value in params.items()
                    if name not in (*OUTSIDE, *inside) and value not in (None, [], ())}
         return {'command': self.context.info_name, **options, **self.used}
-
-
-def _absolute(value):
-    "Paths as they are found from anywhere."
-    if isinstance(value, (list, tuple)):
-        return [_absolute(one) for one in value]
-    return str(value.absolute()) if isinstance(value, Path) else value
 
 # %% ../../nbs/6_using/06_cli.options.ipynb #3239ba16
 def describe_paths(

@@ -79,7 +79,7 @@ def _record(sources, settings, history):
             for source in settings['sources']]
     return run_record(names, plain({**settings, 'sources': told}), history)
 
-
+# %% ../../nbs/4_super_resolution/15_sr.training.ipynb #6a9b0453
 def train_sr(
     sources: Sequence[Source | FlowSource],
     out: str | Path,                    # folder of the run, resumed when it holds the same run

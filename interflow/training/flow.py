@@ -61,6 +61,16 @@ def invertibility(
     return {'condition': condition, 'round_trip': (back - lr).abs().max().item()}
 
 # %% ../../nbs/2_flow/26_training.flow.ipynb #04f39e3d
+def _probe_of(batch):
+    "`invertibility` of a model on two crops of `batch`."
+    hr, lr = batch['hr'][:2], batch['lr'][0, :2]
+
+    def probe(model):
+        device = model.prior.means.device
+        return invertibility(model, hr.to(device), lr.to(device))
+    return probe
+
+# %% ../../nbs/2_flow/26_training.flow.ipynb #8d0b835a
 def train_flow(
     scenes: Sequence[Scene],                  # with LR images at all factors of the model
     out: str | Path,                          # the run's folder (see `fit`)
@@ -100,13 +110,3 @@ def train_flow(
                            plain({'training': decisive(config), **kept}), history)
     save_model(Path(out) / 'model', model)
     return model, history
-
-
-def _probe_of(batch):
-    "`invertibility` of a model on two crops of `batch`."
-    hr, lr = batch['hr'][:2], batch['lr'][0, :2]
-
-    def probe(model):
-        device = model.prior.means.device
-        return invertibility(model, hr.to(device), lr.to(device))
-    return probe

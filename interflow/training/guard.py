@@ -32,7 +32,7 @@ class Guard:
     def accepts(
         self,
         step: int,
-        loss: float,
+        loss: float,                # of the batch
         gradient: float = 0.,       # norm of the gradients of all weights
     ) -> bool:
         "Whether this may be stepped on."
@@ -49,7 +49,9 @@ class Guard:
         return self.history[-self.config.window:]
 
 # %% ../../nbs/2_flow/18_training.guard.ipynb #41c43a3c
-def broken_weight(module: nn.Module) -> str | None:
+def broken_weight(
+    module: nn.Module,      # whose weights are looked at
+) -> str | None:
     "The name of the first weight that holds NaN or infinity, None where all are finite."
     return next((name for name, value in module.state_dict().items()
                  if value.is_floating_point() and not torch.isfinite(value).all()), None)

@@ -50,7 +50,7 @@ class Objective(nn.Module):
         "`(total, terms)` of the loss of `batch`."
         return self.loss(self.model, batch, generator)
 
-
+# %% ../../nbs/2_flow/22_training.loop.ipynb #17291c41
 @dataclass(frozen=True)
 class Watch:
     "What is looked at while a model trains."
@@ -81,7 +81,7 @@ class Training:
 def take_step(
     training: Training,
     step: int,
-    batch: dict[str, Tensor],
+    batch: dict[str, Tensor],       # of this step, on any device
 ) -> dict[str, Any]:        # the row of the history
     "One step of the loop, or none where the guard refuses it."
     accelerator, config, guard = training.accelerator, training.config, training.guard
@@ -176,8 +176,7 @@ def fit(
     """Train `model` in place and return its history.
 
     A run of the same `config` and `settings` in `out` is resumed (see `claim`). Raises
-    `InterflowError` where `out` holds another run and where the run is lost; `Interrupted` after
-    Ctrl-C or SIGTERM, when the state is saved.
+    `InterflowError` for another run and where it is lost, `Interrupted` when a signal ended it.
     """
     training = begin(model, loss, config, out, settings or {}, device, watch)
     try:

@@ -80,7 +80,7 @@ def save_state(
         files = {path.name: _checksum(path) for path in sorted(temporary.iterdir())}
         write_json(temporary / 'progress.json', {**told, 'files': files})
 
-
+# %% ../../nbs/2_flow/19_training.state.ipynb #31646b9e
 def find_state(
     out: Path,                      # the run's folder
     settings: dict[str, Any],       # of today's training, as `decisive` gives them
@@ -109,7 +109,7 @@ def find_state(
         raise InterflowError([*lost, *faults][0])
     return None, new_record()
 
-
+# %% ../../nbs/2_flow/19_training.state.ipynb #fd65e41e
 def load_state(
     accelerator: Any,               # of Accelerate, with what `save_state` was given
     out: Path,                      # the run's folder
@@ -125,6 +125,31 @@ def load_state(
     return record
 
 # %% ../../nbs/2_flow/19_training.state.ipynb #c024b6d8
+def _newest_record(out):
+    "What the newest state says that can be read; nothing where there is none."
+    for name in ('state', 'good'):
+        with suppress(InterflowError):
+            return read_json(settle_folder(out / name) / 'progress.json')
+    return {}
+
+
+def _sweep(out):
+    "Remove what killed writers of this run left: whoever claims it is the only writer."
+    for name in ('state', 'good', 'model'):
+        settle_folder(out / name)
+    for path in (*out.glob('.*.part'), *out.glob('.*.old')):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _tell_longer(out, config, before):
+    "Say what more steps change."
+    step = before['steps']
+    old = TrainConfig(steps=step, halve_at=before['halve_at'], warmup=before['warmup'])
+    rates = [config.learning_rate * one.rate(step - 1) for one in (old, config)]
+    tell(f'{out}: {step} steps become {config.steps}; from here on the learning rate is that of a '
+         f'run of {config.steps}: {rates[1]:.3g} after {step} steps, not {rates[0]:.3g}')
+
+# %% ../../nbs/2_flow/19_training.state.ipynb #26fee698
 HELPS = ('learning_rate', 'clip', 'warmup', 'halve_at', 'max_loss', 'max_bad')
 
 
@@ -163,28 +188,3 @@ def claim(
     _sweep(out)
     if today['steps'] > before['steps']:
         _tell_longer(out, config, before)
-
-
-def _newest_record(out):
-    "What the newest state says that can be read; nothing where there is none."
-    for name in ('state', 'good'):
-        with suppress(InterflowError):
-            return read_json(settle_folder(out / name) / 'progress.json')
-    return {}
-
-
-def _sweep(out):
-    "Remove what killed writers of this run left: whoever claims it is the only writer."
-    for name in ('state', 'good', 'model'):
-        settle_folder(out / name)
-    for path in (*out.glob('.*.part'), *out.glob('.*.old')):
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
-def _tell_longer(out, config, before):
-    "Say what more steps change."
-    step = before['steps']
-    old = TrainConfig(steps=step, halve_at=before['halve_at'], warmup=before['warmup'])
-    rates = [config.learning_rate * one.rate(step - 1) for one in (old, config)]
-    tell(f'{out}: {step} steps become {config.steps}; from here on the learning rate is that of a '
-         f'run of {config.steps}: {rates[1]:.3g} after {step} steps, not {rates[0]:.3g}')
