@@ -179,10 +179,10 @@ class Recipe:
         self.told = [(self.file, ctx.meta.get('tables', {})),
                      ('--set', nest(map(parse_setting, sets or ())))]
         for place, found in self.told:
-            for name, table in found.items():
-                if name not in tables or not isinstance(table, dict):
-                    raise InterflowError(f'{place}: {name}: no such table; a setting is written '
-                                         f'as TABLE.NAME, the tables are {", ".join(tables)}')
+            for name in found:
+                if name not in tables or not isinstance(found[name], dict):
+                    raise InterflowError(f'{place}: {name}: no such table; write TABLE.NAME, with '
+                                         f'one of the tables {", ".join(tables)}')
 
     def apply(
         self,
@@ -205,8 +205,7 @@ class Recipe:
 
     def stored(self) -> dict[str, Any]:
         "All that was used, as `settings.toml` has it."
-        inside = {name for table in self.used.values() for name in table}
-        params = self.context.params
+        params, inside = self.context.params, set().union(*self.used.values())
         alone = () if params.get('data') else ('hr', 'lr')      # else they lie below DATA
         options = {name: _absolute(Path(value) if name in alone else value)
                    for name, value in params.items()
