@@ -137,8 +137,8 @@ def begin_set(simulation: Simulation) -> None:
             settings['camera'] = simulation.camera.name
         others = sorted(set(stored.get('photos', ())) ^ set(settings['photos']))
         if others:
-            raise InterflowError(f'{out}: holds a run with other photographs ({len(others)}, such as '
-                                 f'{others[0]}); choose another folder or remove it')
+            raise InterflowError(f'{out}: holds a run with other photographs ({len(others)}, such '
+                                 f'as {others[0]}); choose another folder or remove it')
     begin_folder(out, settings, 'set.json')
 
 # %% ../../nbs/1_photographs/26_data.simulation.ipynb #a560d6ed
