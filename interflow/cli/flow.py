@@ -19,6 +19,7 @@ from interflow.cli.options import (
     Data,
     Device,
     LearningRate,
+    LoopOptions,
     Out,
     OwnPairs,
     Recipe,
@@ -107,6 +108,9 @@ def train(
     patch: TrainOptions.Patch = None, learning_rate: LearningRate = None,
     save_every: SaveEvery = None, init: TrainOptions.Init = None,
     recompute: TrainOptions.Recompute = False, check_first: CheckFirst = True,
+    warmup: LoopOptions.Warmup = None, precision: LoopOptions.Precision = 'no',
+    accumulate: LoopOptions.Accumulate = 1, ema: LoopOptions.Ema = 0.,
+    compile: LoopOptions.Compile = False,
     config: ConfigFile = None, sets: Sets = None, seed: Seed = 0, threads: Threads = 0,
     device: Device = 'auto',
 ) -> None:
@@ -118,14 +122,15 @@ def train(
     """
     from interflow.checking import quick_check
     from interflow.checkpoints import load_model
-    from interflow.training import train_flow
+    from interflow.training import train_flow, writes
     place, recipe = pick_device(device), Recipe(ctx, sets, ('training', 'model', 'loss'))
     places = find_places(data, hr, lr, factor)
     guard_folder(out, [*place_folders(places), *([init] if init else [])])
     model, training, loss = flow_settings(
         recipe, preset, steps=steps, batch_size=batch_size, patch=patch,
         learning_rate=learning_rate, save_every=save_every, recompute=recompute,
-        seed=seed)
+        seed=seed, warmup=warmup, precision=precision, accumulate=accumulate, ema=ema,
+        compile=compile and 'inductor')
     scenes, chosen = training_scenes(places, factors)
     if check_first:
         quick_check(scenes, chosen)
@@ -134,4 +139,5 @@ def train(
     _, history = train_flow(scenes, out, replace(model, factors=chosen), training, loss, place,
                             start, recipe.stored())
     bits = history[-1]['bits_per_dim']
-    typer.echo(f'{bits:.3f} bits per dimension at the last step: {out / "model"}')
+    if writes():
+        typer.echo(f'{bits:.3f} bits per dimension at the last step: {out / "model"}')

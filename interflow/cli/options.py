@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['app', 'Out', 'Seed', 'Device', 'Steps', 'LearningRate', 'SaveEvery', 'Strict', 'Data', 'CheckFirst', 'OUTSIDE',
-           'ConfigFile', 'Sets', 'Threads', 'Processes', 'WhichEngine', 'Address', 'OwnPairs', 'find_places',
-           'place_folders', 'choose', 'override', 'take_file', 'Recipe', 'describe_paths', 'choose_engine']
+           'ConfigFile', 'Sets', 'Threads', 'Processes', 'WhichEngine', 'Address', 'LoopOptions', 'OwnPairs',
+           'find_places', 'place_folders', 'choose', 'override', 'take_file', 'Recipe', 'describe_paths',
+           'choose_engine']
 
 # %% ../../nbs/6_using/06_cli.options.ipynb #6c61aa62
 from collections.abc import Mapping, Sequence
@@ -46,6 +47,20 @@ SaveEvery = Annotated[int | None, typer.Option(
 Strict = Annotated[bool, typer.Option(
     '--strict', help='end with the first photograph that cannot be read, before anything is made; '
                      'else it is named and left aside, and the exit code is 1')]
+
+# %% ../../nbs/6_using/06_cli.options.ipynb #3bfd7d92
+class LoopOptions:
+    "How `train` and `train-sr` compute; by the names of `TrainConfig`."
+    Warmup = Annotated[int | None, typer.Option(
+        help="steps in which the learning rate rises  [default: the preset's]")]
+    Precision = Annotated[str, typer.Option(
+        help="'no' (32 bits), 'bf16' or 'fp16' for the convolutions; a flow itself stays exact")]
+    Accumulate = Annotated[int, typer.Option(
+        help='parts of a batch, one after the other: less memory for the same steps')]
+    Ema = Annotated[float, typer.Option(
+        help='save the moving average of the weights with this decay, such as 0.999; 0: none')]
+    Compile = Annotated[bool, typer.Option(
+        '--compile', help='compile the encoder or the network first: a minute, then faster steps')]
 
 # %% ../../nbs/6_using/06_cli.options.ipynb #0d870a0e
 Data = Annotated[list[Path], typer.Argument(

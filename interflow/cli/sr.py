@@ -20,6 +20,7 @@ from interflow.cli.options import (
     Data,
     Device,
     LearningRate,
+    LoopOptions,
     Out,
     OwnPairs,
     Recipe,
@@ -145,6 +146,9 @@ def train_sr_command(
     steps: Steps = None, batch_size: SRTrainOptions.BatchSize = None,
     patch: SRTrainOptions.Patch = None, learning_rate: LearningRate = None,
     save_every: SaveEvery = None, init: SRTrainOptions.Init = None,
+    warmup: LoopOptions.Warmup = None, precision: LoopOptions.Precision = 'no',
+    accumulate: LoopOptions.Accumulate = 1, ema: LoopOptions.Ema = 0.,
+    compile: LoopOptions.Compile = False,
     check_first: CheckFirst = True, config: ConfigFile = None, sets: Sets = None, seed: Seed = 0,
     threads: Threads = 0, device: Device = 'auto',
 ) -> None:
@@ -158,12 +162,14 @@ def train_sr_command(
     from interflow.checking import quick_check
     from interflow.sr.networks import network_config, open_network
     from interflow.sr.training import sr_preset, train_sr
+    from interflow.training import writes
     place, recipe = pick_device(device), Recipe(ctx, sets, ('training', 'model'))
     places = find_places(data, hr, lr, factor)
     guard_folder(out, [*place_folders(places), *filter(None, (flow, init))])
     training = recipe.apply(
         'training', sr_preset(network, preset), steps=steps, batch_size=batch_size, patch=patch,
-        learning_rate=learning_rate, save_every=save_every, seed=seed)
+        learning_rate=learning_rate, save_every=save_every, seed=seed, warmup=warmup,
+        precision=precision, accumulate=accumulate, ema=ema, compile=compile and 'inductor')
     settings = recipe.apply('model', network_config(network, size or preset))
     sources = sr_sources(places, factors, weights, flow, flow_path, flow_factors, flow_band)
     if check_first:
@@ -172,7 +178,8 @@ def train_sr_command(
     start = None if init is None else open_network(str(init))
     use_threads(training.batch_size * training.patch ** 2, threads)
     _, history = train_sr(sources, out, settings, training, place, start, recipe.stored())
-    typer.echo(f'L1 {history[-1]["loss"]:.4f} at the last step: {out / "model"}')
+    if writes():
+        typer.echo(f'L1 {history[-1]["loss"]:.4f} at the last step: {out / "model"}')
 
 # %% ../../nbs/6_using/09_cli.sr.ipynb #7adf3a6e
 Measures = Annotated[str, typer.Option(

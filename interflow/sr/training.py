@@ -22,7 +22,7 @@ from .batches import SRBatches
 from .networks import arbitrary, build, name_of, save_network
 from .sources import FlowSource, Source
 from .sources import read_pairs as read_pairs  # callers look for it here
-from ..training import TrainConfig, Watch, decisive, fit, plain, start_from
+from ..training import TrainConfig, Watch, decisive, fit, plain, start_from, writes
 
 # %% ../../nbs/4_super_resolution/15_sr.training.ipynb #4c73ba05
 Loss = tuple[Tensor, dict]      # the loss, and numbers to log, as `fit` wants it
@@ -114,5 +114,6 @@ def train_sr(
     history = fit(net, loss, batches, config, out, settings, device, watch)
     factors = sorted({factor for source in batches.sources for factor in source.range()})
     net.run = _record(batches.sources, {'training': decisive(config), **settings}, history)
-    save_network(Path(out) / 'model', net, factors)
+    if writes():
+        save_network(Path(out) / 'model', net, factors)
     return net, history

@@ -4,16 +4,17 @@
 
 # %% auto #0
 __all__ = ['Guard', 'Objective', 'PRESETS', 'TrainConfig', 'Watch', 'decisive', 'fit', 'invertibility', 'load_state', 'plain',
-           'save_state', 'start_from', 'train_flow', 'why_lost']
+           'save_state', 'start_from', 'train_flow', 'why_lost', 'writes']
 
 # %% ../../nbs/2_flow/30_training.ipynb #7a7f9fa6
 from .flow import invertibility, start_from, train_flow  # noqa: F401
 from .guard import Guard, why_lost  # noqa: F401
 from .loop import Objective, Watch, fit  # noqa: F401
+from .parallel import writes  # noqa: F401
 from .settings import PRESETS, TrainConfig, decisive, plain  # noqa: F401
 from .state import load_state, save_state  # noqa: F401
 
 # %% ../../nbs/2_flow/30_training.ipynb #c734a3d1
 _all_ = ['Guard', 'Objective', 'PRESETS', 'TrainConfig', 'Watch', 'decisive', 'fit',
          'invertibility', 'load_state', 'plain', 'save_state', 'start_from', 'train_flow',
-         'why_lost']
+         'why_lost', 'writes']

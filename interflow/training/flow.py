@@ -23,6 +23,7 @@ from ..layers.invconv import InvConv
 from ..losses import LossWeights, interflow_loss
 from ..model import InterFlow, InterFlowConfig
 from .loop import Watch, fit
+from .parallel import writes
 from .settings import TrainConfig, decisive, plain
 
 # %% ../../nbs/2_flow/26_training.flow.ipynb #c506f63f
@@ -108,5 +109,6 @@ def train_flow(
     kept = {name: value for name, value in settings.items() if name != 'scenes'}
     model.run = run_record([scene.name for scene in scenes],
                            plain({'training': decisive(config), **kept}), history)
-    save_model(Path(out) / 'model', model)
+    if writes():
+        save_model(Path(out) / 'model', model)
     return model, history
