@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SUFFIXES', 'open_image', 'stored_bits', 'mode_of', 'reduce_bits', 'read_pixels', 'to_tensor', 'to_pixels',
-           'in_8_bits', 'read_image', 'encode_image', 'write_image', 'list_images', 'pad_to_multiple', 'check_image',
-           'show']
+           'in_8_bits', 'read_image', 'encode_pixels', 'encode_image', 'write_image', 'list_images', 'pad_to_multiple',
+           'check_image', 'show']
 
 # %% ../nbs/1_photographs/02_images.ipynb #a30acf97
 import warnings
@@ -175,15 +175,23 @@ _SAVE: dict[str, dict[str, Any]] = {'.png': {'compress_level': 1},
                                     '.webp': {'lossless': True, 'quality': 0}}
 
 
-def encode_image(
-    image: Tensor,        # (3, H, W) in [0, 1]
+def encode_pixels(
+    pixels: np.ndarray,   # (H, W, 3) uint8
     suffix: str,          # names the format, such as '.png'
 ) -> bytes:
     "The bytes of an 8-bit image file."
     data = BytesIO()
     kind = Image.registered_extensions()[suffix]
-    Image.fromarray(to_pixels(image)).save(data, format=kind, **_SAVE.get(suffix, {}))
+    Image.fromarray(pixels).save(data, format=kind, **_SAVE.get(suffix, {}))
     return data.getvalue()
+
+
+def encode_image(
+    image: Tensor,        # (3, H, W) in [0, 1]
+    suffix: str,          # as for `encode_pixels`
+) -> bytes:
+    "`encode_pixels` of an image in floats."
+    return encode_pixels(to_pixels(image), suffix)
 
 
 def write_image(

@@ -26,6 +26,7 @@ from .flow import FlowPreset as FlowPreset
 from .flow import train as train
 from .importing import import_command as import_command
 from .layouts import layouts_command as layouts_command
+from .order import order_command as order_command
 from .sets import generate as generate
 from .sets import judge_command as judge_command
 from .sets import read_statistics as read_statistics

@@ -115,7 +115,7 @@ def read_generated(folder: Path) -> list[Scene]:
     scenes: dict[str, Scene] = {}
     for record in records:
         if record['kept']:
-            new = Scene(record['name'], folder / record['hr'], {})
+            new = Scene(record['name'], folder / record['hr'], {}, record.get('camera', ''))
             scene = scenes.setdefault(record['name'], new)
             scene.lr[record['factor']] = folder / record['file']
     return [scenes[name] for name in sorted(scenes)]
