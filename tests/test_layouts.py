@@ -32,7 +32,7 @@ from interflow.data import (
     scenes_with,
     usual_factors,
 )
-from interflow.data.files import same_image
+from interflow.data.files import find_images, same_image
 from interflow.data.scenes import resize
 from interflow.model import InterFlow, InterFlowConfig
 from interflow.sets import SetConfig, generate
@@ -426,8 +426,8 @@ def test_lr_is_stored_smaller_by_factor_or_label(write, tmp_path):
 
 def test_crops_of_stored_lr_lie_on_both_grids():
     "A ramp along each side: the means of both crops agree only where they show the same part."
-    lr = 1.5 * np.stack(np.meshgrid(np.arange(60), np.arange(40)) + [np.zeros((40, 60))], -1) + .25
-    hr = np.stack(np.meshgrid(np.arange(90), np.arange(60)) + [np.zeros((60, 90))], -1)
+    lr = 1.5 * np.stack([*np.meshgrid(np.arange(60), np.arange(40)), np.zeros((40, 60))], -1) + [.25, .25, 0]
+    hr = np.stack([*np.meshgrid(np.arange(90), np.arange(60)), np.zeros((60, 90))], -1)
     random = np.random.default_rng(0)
     for _ in range(30):
         large, small = crop_stored(hr, lr, 8, random)
@@ -524,9 +524,11 @@ def test_places_of_a_command():
 def test_no_permission_and_links_in_a_circle(write, tmp_path, monkeypatch):
     simulated(write)
     (tmp_path / 'ours/HR/again').symlink_to(tmp_path / 'ours')
+    write('circle/a/bee.png')
+    (tmp_path / 'circle/b').mkdir()
     for one, other in (('a', 'b'), ('b', 'a')):
-        (tmp_path / 'ours/HR' / one).mkdir()
-        (tmp_path / 'ours/HR' / one / other).symlink_to(tmp_path / 'ours/HR' / other)
+        (tmp_path / 'circle' / one / other).symlink_to(tmp_path / 'circle' / other)
+    assert list(find_images(tmp_path / 'circle', deep=True)) == ['a/bee'], 'once, however it is linked'
     (tmp_path / 'root').mkdir()
     (tmp_path / 'root/set').symlink_to(tmp_path / 'ours')
     (tmp_path / 'root/loop').symlink_to(tmp_path / 'root')
