@@ -19,11 +19,11 @@ from typing import Any, TypeVar, cast
 
 import torch
 from huggingface_hub import ModelCard, ModelCardData, ModelHubMixin, snapshot_download
-from .cards import card_text
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from .cards import card_text
 from .core import InterflowError, read_json, whole_folder, write_json
 
 # %% ../nbs/2_flow/00_weights.ipynb #65665191

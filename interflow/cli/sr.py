@@ -34,7 +34,7 @@ from interflow.cli.options import (
     find_places,
     place_folders,
 )
-from ..core import InterflowError, pick_device, use_threads, whole_file, write_csv
+from ..core import InterflowError, pick_device, tell, use_threads, whole_file, write_csv
 from interflow.data import (
     Place,
     Scene,
@@ -162,7 +162,7 @@ def train_sr_command(
     from interflow.checking import quick_check
     from interflow.sr.networks import network_config, open_network
     from interflow.sr.training import sr_preset, train_sr
-    from interflow.training import writes
+    from interflow.training import Watch, writes
     place, recipe = pick_device(device), Recipe(ctx, sets, ('training', 'model'))
     places = find_places(data, hr, lr, factor)
     guard_folder(out, [*place_folders(places), *filter(None, (flow, init))])
@@ -177,7 +177,8 @@ def train_sr_command(
         quick_check([scene for source in sources for scene in source.scenes], used or None)
     start = None if init is None else open_network(str(init))
     use_threads(training.batch_size * training.patch ** 2, threads)
-    _, history = train_sr(sources, out, settings, training, place, start, recipe.stored())
+    _, history = train_sr(sources, out, settings, training, place, start,
+                          Watch(recipe=recipe.stored(), say=tell))
     if writes():
         typer.echo(f'L1 {history[-1]["loss"]:.4f} at the last step: {out / "model"}')
 

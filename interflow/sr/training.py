@@ -6,7 +6,7 @@
 __all__ = ['Loss', 'HALVINGS', 'SR_PRESETS', 'ARBITRARY_PRESETS', 'l1_loss', 'query_loss', 'sr_preset', 'train_sr']
 
 # %% ../../nbs/4_super_resolution/15_sr.training.ipynb #2d8d1210
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -87,7 +87,7 @@ def train_sr(
     config: TrainConfig | None = None,  # None: the paper's for this network
     device: str | torch.device = 'auto',
     init: nn.Module | None = None,      # a trained network of the same kind and size to start from
-    recipe: Mapping[str, Any] | None = None,    # how the run is made again: out/settings.toml
+    watch: Watch = Watch(),  # noqa: B008  frozen; what is looked at meanwhile
 ) -> tuple[nn.Module, list[dict]]:      # the network, and the rows of its history
     """Train a network and save it as `out/model`.
 
@@ -110,7 +110,7 @@ def train_sr(
     if init is not None:
         settings['init'] = fingerprint(init)
     loss = query_loss if arbitrary(net) else l1_loss
-    watch = Watch(f'train {name}', batches.names, recipe=recipe)
+    watch = replace(watch, description=f'train {name}', names=batches.names)
     history = fit(net, loss, batches, config, out, settings, device, watch)
     factors = sorted({factor for source in batches.sources for factor in source.range()})
     net.run = _record(batches.sources, {'training': decisive(config), **settings}, history)

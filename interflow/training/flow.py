@@ -6,8 +6,8 @@
 __all__ = ['start_from', 'invertibility', 'train_flow']
 
 # %% ../../nbs/2_flow/26_training.flow.ipynb #0f018abb
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,10 @@ from ..gate import measure_photographs
 from ..layers.invconv import InvConv
 from ..losses import LossWeights, interflow_loss
 from ..model import InterFlow, InterFlowConfig
-from .loop import Watch, fit
+from .loop import fit
 from .parallel import writes
 from .settings import TrainConfig, decisive, plain
+from .watching import Watch
 
 # %% ../../nbs/2_flow/26_training.flow.ipynb #c506f63f
 def start_from(
@@ -80,7 +81,7 @@ def train_flow(
     weights: LossWeights = LossWeights(),  # noqa: B008  frozen; of the terms of the loss
     device: str | torch.device = 'auto',
     init: InterFlow | None = None,            # a trained model of the same sizes to start from
-    recipe: Mapping[str, Any] | None = None,  # how the run is made again: out/settings.toml
+    watch: Watch = Watch(),  # noqa: B008  frozen; what is looked at, beside what every flow is
 ) -> tuple[InterFlow, list[dict[str, Any]]]:  # (model, history)
     """Train a flow on `scenes` and save it as `out/model`.
 
@@ -104,7 +105,8 @@ def train_flow(
 
     def loss(model, batch, generator):
         return interflow_loss(model, batch, generator, weights)
-    watch = Watch('train the flow', batches.names, _probe_of(batches(0)), recipe)
+    watch = replace(watch, description='train the flow', names=batches.names,
+                    probe=_probe_of(batches(0)), store=save_model)
     history = fit(model, loss, batches, config, out, settings, device, watch)
     kept = {name: value for name, value in settings.items() if name != 'scenes'}
     model.run = run_record([scene.name for scene in scenes],

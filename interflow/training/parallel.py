@@ -31,6 +31,7 @@ def begin_accelerator(
     out: str | Path,                # the run's folder, for the logs
     precision: str = 'no',          # 'no' (32 bits), 'bf16' or 'fp16'
     device: str | torch.device = 'auto',
+    loggers: Sequence[str] = ('tensorboard',),      # of Accelerate
 ) -> Any:                           # Accelerate's `Accelerator`
     """What knows device, precision and other processes.
 
@@ -47,7 +48,7 @@ def begin_accelerator(
     same = DistributedDataParallelKwargs(broadcast_buffers=False)       # they never differ
     try:
         accelerator = Accelerator(
-            cpu=place.type == 'cpu', mixed_precision=precision, log_with='tensorboard',
+            cpu=place.type == 'cpu', mixed_precision=precision, log_with=list(loggers),
             project_dir=out, step_scheduler_with_optimizer=False, kwargs_handlers=[same])
     except ValueError as fault:
         raise InterflowError(f'precision {precision}: {fault}; use bf16 or no') from None

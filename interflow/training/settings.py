@@ -30,6 +30,7 @@ class TrainConfig:
     max_bad: float = .5                 # part of the last `window` steps; more bad ones end the run
     seed: int = 0
     save_every: int = 1000              # steps between checkpoints
+    validate_every: int = 0             # steps between validations; 0: none
     recompute: bool = False             # compute again in the backward pass: the same numbers
     precision: str = 'no'               # 'no': 32 bits; 'bf16' or 'fp16': 16 in the convolutions
     accumulate: int = 1                 # parts of a batch, one after the other: less memory
@@ -79,7 +80,8 @@ def plain(settings: Any) -> Any:
     return str(settings) if infinite else settings
 
 # %% ../../nbs/2_flow/17_training.settings.ipynb #d02ac324
-FREE = ('save_every', 'recompute', 'accumulate', 'compile')     # at most rounding differs
+# at most rounding differs
+FREE = ('save_every', 'validate_every', 'recompute', 'accumulate', 'compile')
 
 
 def decisive(config: TrainConfig) -> dict[str, Any]:
