@@ -103,8 +103,8 @@ LAYOUTS += [
 
 def find_layout(folder: Path) -> Layout | None:
     "The first of `LAYOUTS` that recognises `folder`, None where none does."
-    there = folder.exists()
-    return next((layout for layout in LAYOUTS if there and layout.recognises(folder)), None)
+    known = LAYOUTS if folder.exists() else []
+    return next((layout for layout in known if layout.recognises(folder)), None)
 
 # %% ../../nbs/1_photographs/25_data.layouts.ipynb #b0dcd677
 _DEPTH = 7
@@ -191,9 +191,8 @@ def choose_split(
 def _found(folder):
     "What a folder holds, in a few words."
     files, folders = list_names(folder)
-    some = ', '.join([f'{name}/' for name in folders[:3]] + files[:3]) or 'nothing'
-    more = len(files) + len(folders) - len(folders[:3]) - len(files[:3])
-    return f'{some} and {more} more' if more else some
+    names = [f'{name}/' for name in folders] + files
+    return ', '.join([*names[:4], f'{len(names) - 4} more'] if names[4:] else names) or 'nothing'
 
 
 def nearest_layout(folder: Path) -> Layout:
@@ -279,9 +278,9 @@ def read_set(
     """
     def read(place, split, say):
         scenes = _read_place(place, split, say)
-        if not scenes:
-            raise refuse_folder(Path(place))
-        return scenes
+        if scenes:
+            return scenes
+        raise refuse_folder(Path(place))
     return _read_all(places, split, say, read)
 
 
@@ -296,6 +295,6 @@ def read_scenes(
     whose LR images are missing.
     """
     def read(place, split, say):
-        scenes = _read_place(place, split, say, strict=False)
-        return scenes or choose_split(read_photographs(Path(place), say), split, place, say)
+        return _read_place(place, split, say, strict=False) or choose_split(
+            read_photographs(Path(place), say), split, place, say)
     return _read_all(places, split, say, read)
