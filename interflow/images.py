@@ -176,19 +176,20 @@ _SAVE: dict[str, dict[str, Any]] = {'.png': {'compress_level': 1},
 
 
 def encode_image(
-    image: Tensor,        # (3, H, W) in [0, 1]
+    image: Tensor | np.ndarray,     # (3, H, W) in [0, 1], or (H, W, 3) uint8
     suffix: str,          # names the format, such as '.png'
 ) -> bytes:
     "The bytes of an 8-bit image file."
     data = BytesIO()
     kind = Image.registered_extensions()[suffix]
-    Image.fromarray(to_pixels(image)).save(data, format=kind, **_SAVE.get(suffix, {}))
+    pixels = image if isinstance(image, np.ndarray) else to_pixels(image)
+    Image.fromarray(pixels).save(data, format=kind, **_SAVE.get(suffix, {}))
     return data.getvalue()
 
 
 def write_image(
     path: str | Path,     # its suffix names the format
-    image: Tensor,        # (3, H, W) in [0, 1]
+    image: Tensor | np.ndarray,     # (3, H, W) in [0, 1], or (H, W, 3) uint8
 ) -> None:
     "Write an 8-bit image file, whole or not at all."
     data = encode_image(image, Path(path).suffix.lower())
