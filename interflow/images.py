@@ -196,10 +196,11 @@ def encode_image(
 
 def write_image(
     path: str | Path,     # its suffix names the format
-    image: Tensor,        # (3, H, W) in [0, 1]
+    image: Tensor | np.ndarray,     # (3, H, W) in [0, 1], or (H, W, 3) uint8
 ) -> None:
     "Write an 8-bit image file, whole or not at all."
-    data = encode_image(image, Path(path).suffix.lower())
+    pixels = image if isinstance(image, np.ndarray) else to_pixels(image)
+    data = encode_pixels(pixels, Path(path).suffix.lower())
     with whole_file(path) as temporary:
         temporary.write_bytes(data)
 

@@ -21,6 +21,7 @@ from ..core import InterflowError
 from ..files import explain
 
 # %% ../../nbs/6_using/30_cli.ipynb #9d2baee5
+from .align import align_command as align_command
 from .check import check_command as check_command
 from .flow import FlowPreset as FlowPreset
 from .flow import train as train

@@ -24,6 +24,7 @@ class Tiles:
     x: np.ndarray           # middle of the tile, HR pixels
     y: np.ndarray
     shift: np.ndarray       # (2, rows, columns): HR pixels along x and y
+    noise: np.ndarray       # standard deviation of the shift, along x or y, HR pixels
     sure: np.ndarray        # bool: the tile has enough detail
     foreign: np.ndarray     # bool: no displacement explains what is seen
 
@@ -39,6 +40,24 @@ class Tiles:
 
 # %% ../../nbs/1_photographs/34_registration.tiles.ipynb #f6071dbb
 TILE = 24               # compared pixels on each side of a tile
+
+
+def _tiled(values, inside):
+    "Sums over the tiles of what stands at the compared pixels."
+    full = np.zeros(inside.shape)
+    full[inside] = values
+    rows, columns = (side // TILE for side in full.shape)
+    return full[:rows * TILE, :columns * TILE].reshape(rows, TILE, columns, TILE).sum((1, 3))
+
+
+def _expected(variance, slope, whole):
+    "Variance of the difference in a tile that fits, by the mean square of its slope."
+    if not whole.any():
+        return np.full_like(variance, np.inf)
+    floor = np.quantile(variance[whole], .1)
+    return floor + np.median((variance / np.maximum(slope, 1e-12))[whole]) * slope
+
+# %% ../../nbs/1_photographs/34_registration.tiles.ipynb #12b5625e
 SURE = .25              # HR pixels: a tile whose displacement is known less well says nothing
 
 
@@ -49,27 +68,22 @@ def inspect(
     factor: float,          # HR pixels per LR pixel
 ) -> Tiles:
     "The displacement that each tile still has."
-    def tiled(values):
-        "Sums over the tiles of what stands at the compared pixels."
-        full = np.zeros(now.inside.shape)
-        full[now.inside] = values
-        rows, columns = (side // TILE for side in full.shape)
-        full = full[:rows * TILE, :columns * TILE].reshape(rows, TILE, columns, TILE)
-        return full.sum((1, 3))
-
     (gx, gy), error = gain * now.slopes, now.error
-    count = np.maximum(tiled(np.ones_like(error)), 1)
-    xx, xy, yy = map(tiled, (gx * gx, gx * gy, gy * gy))
-    ex, ey, ee = map(tiled, (gx * error, gy * error, error ** 2))
+    count, xx, xy, yy, ex, ey, ee = (
+        _tiled(values, now.inside) for values in
+        (np.ones_like(error), gx * gx, gx * gy, gy * gy, gx * error, gy * error, error ** 2))
     det = np.maximum(xx * yy - xy ** 2, 1e-12)
-    shift = factor * np.stack([yy * ex - xy * ey, xx * ey - xy * ex]) / det
-    noise, least = np.median(ee / count), (xx + yy) / 2 - np.hypot((xx - yy) / 2, xy)
-    whole = count > TILE ** 2 / 2
-    sure = whole & (factor * np.sqrt(noise / np.maximum(least, 1e-12)) < SURE)
-    foreign = whole & (ee / count > 9 * noise) & (ee > xx + yy)
+    shift = np.stack([yy * ex - xy * ey, xx * ey - xy * ex]) / det
+    left = ee - shift[0] * ex - shift[1] * ey       # what the shift does not explain
+    whole, count = count > TILE ** 2 / 2, np.maximum(count, 1)
+    expected = _expected(left / count, (xx + yy) / count, whole)
+    least = np.maximum((xx + yy) / 2 - np.hypot((xx - yy) / 2, xy), 1e-12)
+    noise = factor * np.sqrt(expected * max(1., pair.density) / least)
+    foreign = whole & (left / count > 9 * expected) & (left > xx + yy)
     grid = ((np.arange(n) * TILE + (TILE - 1) / 2).astype(int) for n in ee.shape)
     rows, columns = np.meshgrid(*grid, indexing='ij')
-    return Tiles(pair.x[rows, columns], pair.y[rows, columns], shift, sure & ~foreign, foreign)
+    return Tiles(pair.x[rows, columns], pair.y[rows, columns], factor * shift, noise,
+                 whole & (noise < SURE) & ~foreign, foreign)
 
 # %% ../../nbs/1_photographs/34_registration.tiles.ipynb #86c7876d
 def covered(
@@ -107,7 +121,8 @@ def trusted(
     for share in np.arange(1, least - .01, -.05):
         dy, dx = (round((1 - share) / 2 * side) for side in (bottom - top, right - left))
         inner = top + dy, left + dx, bottom - dy, right - dx
-        lengths = tiles.length[tiles.within(inner) & tiles.sure]
-        if len(lengths) >= 4 and np.percentile(lengths, 90) < displaced:
+        here = tiles.within(inner) & tiles.sure
+        most = np.hypot(displaced, 2.15 * tiles.noise[here])    # of noise alone, nine of ten are less
+        if here.sum() >= 4 and (tiles.length[here] < most).mean() >= .9:
             return inner
     return None
