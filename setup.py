@@ -16,7 +16,8 @@ def words(key):
     return shlex.split(cfg.get(key) or '')
 
 
-EXTRAS = {name: words(f'{name}_requirements') for name in ('metrics', 'export', 'cluster', 'explorer')}
+EXTRAS = {name: words(f'{name}_requirements')
+          for name in ('metrics', 'export', 'cluster', 'explorer')}
 
 
 setup(

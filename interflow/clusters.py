@@ -101,12 +101,20 @@ class Share(NamedTuple):
     rank: int = 0       # number of this share
     world: int = 1      # how many there are
 
-    def of(self, things: Any, axis: int = 0) -> Any:
+    def of(
+        self,
+        things: Any,    # a list, or a tensor
+        axis: int = 0,  # of the tensor
+    ) -> Any:
         "Its part of a list, or of a tensor along `axis`."
         mine = slice(self.rank, None, self.world)
         return things[(slice(None),) * axis + (mine,)] if axis else things[mine]
 
-    def whole(self, shape: Sequence[int], axis: int = 0) -> tuple[int, ...]:
+    def whole(
+        self,
+        shape: Sequence[int],   # of the share
+        axis: int = 0,          # along which it was dealt out
+    ) -> tuple[int, ...]:
         "The shape of the whole of which this share, as large as the others, has `shape`."
         return (*shape[:axis], shape[axis] * self.world, *shape[axis + 1:])
 
@@ -198,11 +206,32 @@ def call(
     "Call `function`; what it returns is lost, so that nothing is sent back."
     function(*arguments)
 
-# %% ../nbs/1_photographs/24_clusters.ipynb #4e7dd3a6
+# %% ../nbs/1_photographs/24_clusters.ipynb #3085b55f
 AGAIN = 5       # times that a job may lose its worker
 JOBS = 256      # a job for machines that join late, but not a job for each of a million images
 
 
+def _settle(ended, number, lost):
+    "The code of a job, or None where it is to be done again, which is told."
+    if isinstance(ended, int):
+        return ended
+    lost[number] += 1
+    again = lost[number] <= AGAIN
+    logging.getLogger('interflow').warning(
+        f'job {number}: its worker was lost ({ended}); '
+        + ('it is done again' if again else f'given up after {AGAIN} more tries'))
+    return None if again else 1
+
+
+def _queue_here(ray):
+    "A queue that no other machine can take with it."
+    queues = importlib.import_module('ray.util.queue')
+    strategies = importlib.import_module('ray.util.scheduling_strategies')
+    here = strategies.NodeAffinitySchedulingStrategy(
+        ray.get_runtime_context().get_node_id(), soft=False)
+    return queues.Queue(actor_options={'num_cpus': 0, 'scheduling_strategy': here})
+
+# %% ../nbs/1_photographs/24_clusters.ipynb #4e7dd3a6
 @dataclass(frozen=True)
 class RayEngine:
     "Runs jobs on a Ray cluster. A job whose worker or machine is lost is done again, and told."
@@ -215,12 +244,7 @@ class RayEngine:
 
     def queue(self) -> Any:
         "A queue on the machine of this process, which is lost last."
-        ray = connect(self.address)
-        queues = importlib.import_module('ray.util.queue')
-        strategies = importlib.import_module('ray.util.scheduling_strategies')
-        here = strategies.NodeAffinitySchedulingStrategy(
-            ray.get_runtime_context().get_node_id(), soft=False)
-        return queues.Queue(actor_options={'num_cpus': 0, 'scheduling_strategy': here})
+        return _queue_here(connect(self.address))
 
     def __call__(
         self,
@@ -250,18 +274,6 @@ class RayEngine:
         finally:
             for reference in running:
                 ray.cancel(reference, force=True)
-
-
-def _settle(ended, number, lost):
-    "The code of a job, or None where it is to be done again, which is told."
-    if isinstance(ended, int):
-        return ended
-    lost[number] += 1
-    again = lost[number] <= AGAIN
-    logging.getLogger('interflow').warning(
-        f'job {number}: its worker was lost ({ended}); '
-        + ('it is done again' if again else f'given up after {AGAIN} more tries'))
-    return None if again else 1
 
 # %% ../nbs/1_photographs/24_clusters.ipynb #b43c9c09
 def ray_engine(

@@ -14,6 +14,7 @@ from interflow.core import InterflowError, data_folder, photographs, read_image,
 from interflow.data import Scene, read_set, simulate
 from interflow.sets import (
     SetConfig,
+    begin_set,
     check_names,
     generate,
     parse_wanted,
@@ -168,6 +169,16 @@ def test_a_photograph_that_vanishes_meanwhile_ends_the_run_in_one_line(scenes, t
     copies[1].hr.write_bytes(data)
     generate(None, copies, tmp_path / 'out', BLEND, 'cpu')
     assert content(tmp_path / 'out') == content(tmp_path / 'whole')
+
+
+def test_what_a_killed_writer_left_goes_whatever_the_name(scenes, tmp_path):
+    (odd,) = [scene for scene in scenes if '[' in scene.name]
+    torn = tmp_path / f'out/scale_2.6/.{odd.name}_LR3.png.0123456789ab.part'
+    begin_set(None, [odd], tmp_path / 'out', BLEND)
+    torn.parent.mkdir()
+    torn.write_bytes(b'half')
+    generate(None, [odd], tmp_path / 'out', BLEND, 'cpu')
+    assert not torn.exists()
 
 
 def copy_of(what, folder):

@@ -32,6 +32,7 @@ from interflow.cli.options import (
     app,
     choose,
     find_places,
+    loop_settings,
     place_folders,
 )
 from ..core import InterflowError, pick_device, tell, use_threads
@@ -46,6 +47,7 @@ from interflow.data import (
 )
 from ..files import guard_folder
 
+# %% ../../nbs/6_using/07_cli.flow.ipynb #aeadfa90
 if TYPE_CHECKING:       # imports wait for their command: see `cli.options`
     from interflow.losses import LossWeights
     from interflow.model import InterFlowConfig
@@ -131,9 +133,8 @@ def flow_watch(
 @app.command()
 def train(
     ctx: typer.Context, data: Data, out: Out, preset: FlowPreset = 'tiny',
-    factors: TrainOptions.Factors = None,
-    hr: OwnPairs.Hr = None, lr: OwnPairs.Lr = None, factor: OwnPairs.Factor = None,
-    steps: Steps = None, batch_size: TrainOptions.BatchSize = None,
+    factors: TrainOptions.Factors = None, hr: OwnPairs.Hr = None, lr: OwnPairs.Lr = None,
+    factor: OwnPairs.Factor = None, steps: Steps = None, batch_size: TrainOptions.BatchSize = None,
     patch: TrainOptions.Patch = None, learning_rate: LearningRate = None,
     save_every: SaveEvery = None, init: TrainOptions.Init = None,
     recompute: TrainOptions.Recompute = False, check_first: CheckFirst = True,
@@ -159,8 +160,7 @@ def train(
     model, training, loss = flow_settings(
         recipe, preset, steps=steps, batch_size=batch_size, patch=patch,
         learning_rate=learning_rate, save_every=save_every, recompute=recompute,
-        seed=seed, warmup=warmup, precision=precision, accumulate=accumulate, ema=ema,
-        compile=compile and 'inductor', 
+        seed=seed, **loop_settings(ctx),
         validate_every=validate_every or (500 if validate else None))
     scenes, chosen = training_scenes(places, factors)
     if check_first:
@@ -169,6 +169,6 @@ def train(
     use_threads(training.batch_size * training.patch ** 2, threads)
     _, history = train_flow(scenes, out, replace(model, factors=chosen), training, loss, place,
                             start, flow_watch(recipe, validate, chosen, log))
-    bits = history[-1]['bits_per_dim']
     if writes():
-        typer.echo(f'{bits:.3f} bits per dimension at the last step: {out / "model"}')
+        bits = f'{history[-1]["bits_per_dim"]:.3f} bits per dimension'
+        typer.echo(f'{bits} at the last step: {out / "model"}')

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['app', 'Out', 'Seed', 'Device', 'Steps', 'LearningRate', 'SaveEvery', 'Strict', 'Data', 'CheckFirst', 'OUTSIDE',
-           'ConfigFile', 'Sets', 'Threads', 'Processes', 'WhichEngine', 'Address', 'LoopOptions', 'OwnPairs',
-           'find_places', 'place_folders', 'choose', 'override', 'take_file', 'Recipe', 'describe_paths',
+           'ConfigFile', 'Sets', 'Threads', 'Processes', 'WhichEngine', 'Address', 'LoopOptions', 'loop_settings',
+           'OwnPairs', 'find_places', 'place_folders', 'choose', 'override', 'take_file', 'Recipe', 'describe_paths',
            'choose_engine']
 
 # %% ../../nbs/6_using/06_cli.options.ipynb #6c61aa62
@@ -61,6 +61,15 @@ class LoopOptions:
         help='save the moving average of the weights with this decay, such as 0.999; 0: none')]
     Compile = Annotated[bool, typer.Option(
         '--compile', help='compile the encoder or the network first: a minute, then faster steps')]
+
+
+def loop_settings(
+    ctx: typer.Context,     # of a command with `LoopOptions`
+) -> dict[str, Any]:        # by the names of `TrainConfig`
+    "What the command says of the loop."
+    names = 'warmup', 'precision', 'accumulate', 'ema'
+    return {**{name: ctx.params[name] for name in names},
+            'compile': 'inductor' if ctx.params['compile'] else ''}
 
 # %% ../../nbs/6_using/06_cli.options.ipynb #0d870a0e
 Data = Annotated[list[Path], typer.Argument(

@@ -32,6 +32,7 @@ from interflow.cli.options import (
     app,
     describe_paths,
     find_places,
+    loop_settings,
     place_folders,
 )
 from ..core import InterflowError, pick_device, tell, use_threads, whole_file, write_csv
@@ -134,6 +135,13 @@ def sr_sources(
                                   band=band))
     return sources
 
+
+def _check(sources):
+    "`quick_check` of all scenes and factors."
+    from interflow.checking import quick_check
+    used = sorted({one for source in sources for one in source.factors or ()})
+    quick_check([scene for source in sources for scene in source.scenes], used or None)
+
 # %% ../../nbs/6_using/09_cli.sr.ipynb #15aeb863
 @app.command('train-sr')
 def train_sr_command(
@@ -148,9 +156,9 @@ def train_sr_command(
     save_every: SaveEvery = None, init: SRTrainOptions.Init = None,
     warmup: LoopOptions.Warmup = None, precision: LoopOptions.Precision = 'no',
     accumulate: LoopOptions.Accumulate = 1, ema: LoopOptions.Ema = 0.,
-    compile: LoopOptions.Compile = False,
-    check_first: CheckFirst = True, config: ConfigFile = None, sets: Sets = None, seed: Seed = 0,
-    threads: Threads = 0, device: Device = 'auto',
+    compile: LoopOptions.Compile = False, check_first: CheckFirst = True,
+    config: ConfigFile = None, sets: Sets = None, seed: Seed = 0, threads: Threads = 0,
+    device: Device = 'auto',
 ) -> None:
     """Train an SR network on sets of pairs, and on images that a flow makes while it trains;
     writes OUT/model. Ctrl-C saves, and the same command goes on.
@@ -159,7 +167,6 @@ def train_sr_command(
 
     interflow train-sr --config runs/rcan/settings.toml runs/again
     """
-    from interflow.checking import quick_check
     from interflow.sr.networks import network_config, open_network
     from interflow.sr.training import sr_preset, train_sr
     from interflow.training import Watch, writes
@@ -168,17 +175,15 @@ def train_sr_command(
     guard_folder(out, [*place_folders(places), *filter(None, (flow, init))])
     training = recipe.apply(
         'training', sr_preset(network, preset), steps=steps, batch_size=batch_size, patch=patch,
-        learning_rate=learning_rate, save_every=save_every, seed=seed, warmup=warmup,
-        precision=precision, accumulate=accumulate, ema=ema, compile=compile and 'inductor')
+        learning_rate=learning_rate, save_every=save_every, seed=seed, **loop_settings(ctx))
     settings = recipe.apply('model', network_config(network, size or preset))
     sources = sr_sources(places, factors, weights, flow, flow_path, flow_factors, flow_band)
     if check_first:
-        used = sorted({one for source in sources for one in source.factors or ()})
-        quick_check([scene for source in sources for scene in source.scenes], used or None)
-    start = None if init is None else open_network(str(init))
+        _check(sources)
     use_threads(training.batch_size * training.patch ** 2, threads)
-    _, history = train_sr(sources, out, settings, training, place, start,
-                          Watch(recipe=recipe.stored(), say=tell))
+    watch = Watch(recipe=recipe.stored(), say=tell)
+    start = open_network(str(init)) if init else None
+    history = train_sr(sources, out, settings, training, place, start, watch)[1]
     if writes():
         typer.echo(f'L1 {history[-1]["loss"]:.4f} at the last step: {out / "model"}')
 

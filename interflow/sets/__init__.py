@@ -213,7 +213,8 @@ def generate(
     """Make a set of LR images, or one share of it.
 
     With several processes call it under `if __name__ == '__main__'`. A folder with the same
-    settings is gone on with, by any number of processes; its bytes depend on none of this.
+    settings is gone on with, by any number of processes; its bytes depend on none of this. A
+    photograph that cannot be read any more ends the run, and what was made stays.
     `InterflowError` before anything is written for what is wrong with settings, scenes or folder,
     and at the end where every image was set aside; folder and manifest stay, to be looked at.
     """

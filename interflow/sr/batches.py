@@ -132,13 +132,6 @@ def draw_sample(
             return scene.name, crops
     return scene.name, crop_alike(read_scene(scene, (factor,), read), side(factor), random)
 
-
-def _hr_alone(drawn):
-    "[HR] of a sample that somebody else makes."
-    if isinstance(drawn, Window):
-        return [drawn.images[0][drawn.rows, drawn.columns]]
-    return drawn[:1]
-
 # %% ../../nbs/4_super_resolution/14_sr.batches.ipynb #221456cd
 def hash_images(
     sources: Sequence[Source | FlowSource],
@@ -152,6 +145,39 @@ def hash_images(
             for image in read_scene(scene, source.of(scene), read):
                 digest.update(repr(image.shape).encode() + image.tobytes())
     return digest.hexdigest()[:16]
+
+# %% ../../nbs/4_super_resolution/14_sr.batches.ipynb #f8afb25a
+def _hr_alone(drawn):
+    "[HR] of a sample that somebody else makes."
+    if isinstance(drawn, Window):
+        return [drawn.images[0][drawn.rows, drawn.columns]]
+    return drawn[:1]
+
+
+def _asked(drawn, made, share, patch, generator):
+    "`ask_colours` of the samples of a share, which are `made`, among all that were `drawn`."
+    places = share.of(range(len(drawn)))
+    known = {**{i: _hr_alone(pair) for i, pair in enumerate(drawn)}, **dict(zip(places, made))}
+    return ask_colours(list(known.values()), patch, generator)
+
+
+def _made(batches, step, share, drawn):
+    "The batch of a share of the samples that were drawn."
+    places = share.of(range(len(drawn)))
+    pairs = make_windows(share.of(drawn), batches.seed, step, places)
+    if batches.queries:
+        generator = make_generator(batches.seed, 'queries', step)
+        return _asked(drawn, pairs, share, batches.patch, generator) | share.told()
+    hr, lr = stack_crops(pairs)
+    return {'hr': hr, 'lr': lr, **share.told()}
+
+
+def _shares_of(sources):
+    "How often each source is drawn from; their sum is 1."
+    if not sources:
+        raise InterflowError('sources: none given; give at least one set to train on')
+    weights = np.array([source.weight for source in sources])
+    return weights / weights.sum()
 
 # %% ../../nbs/4_super_resolution/14_sr.batches.ipynb #0dbb08f7
 class SRBatches:
@@ -172,14 +198,10 @@ class SRBatches:
     ):
         self.sources, self.patch, self.batch_size = list(sources), patch, batch_size
         self.seed, self.queries, self.read = seed, queries, PixelCache()
-        if not self.sources:
-            raise InterflowError('sources: none given; give at least one set to train on')
-        weights = np.array([source.weight for source in self.sources])
-        self.shares = weights / weights.sum()
-        for source in self.sources:
-            for scene in source.scenes:
-                images = read_scene(scene, source.of(scene), self.read)
-                check_patch(scene, images, self._side(source.range()[-1]))
+        self.shares = _shares_of(self.sources)
+        for source, scene in ((one, scene) for one in self.sources for scene in one.scenes):
+            images = read_scene(scene, source.of(scene), self.read)
+            check_patch(scene, images, self._side(source.range()[-1]))
 
     def __call__(
         self,
@@ -187,16 +209,7 @@ class SRBatches:
         share: Share = WHOLE,   # the samples to make: of the same batch, whatever the share
     ) -> dict[str, Any]:
         "The batch of `step`; a share of it says as `share` which one it is."
-        drawn = [sample for _, sample in self._draw(step)]
-        places = share.of(range(self.batch_size))
-        pairs = make_windows(share.of(drawn), self.seed, step, places)
-        if self.queries:
-            others = [_hr_alone(pair) for pair in drawn]
-            known = {**dict(enumerate(others)), **dict(zip(places, pairs))}
-            generator = make_generator(self.seed, 'queries', step)
-            return ask_colours(list(known.values()), self.patch, generator) | share.told()
-        hr, lr = stack_crops(pairs)
-        return {'hr': hr, 'lr': lr, **share.told()}
+        return _made(self, step, share, [sample for _, sample in self._draw(step)])
 
     def names(self, step: int) -> list[str]:
         "The scenes of the batch of `step`."

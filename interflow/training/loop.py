@@ -211,34 +211,7 @@ def _lost(training, why, good):
     return (f'{training.out}: the run is lost, {why}; bad batches: {images}; try again {on}, with '
             f'{helps}')
 
-# %% ../../nbs/2_flow/25_training.loop.ipynb #1c72ec99
-def fit(
-    model: nn.Module,                        # changed in place
-    loss: Callable,                          # (model, batch, generator) -> (total, terms)
-    batches: Callable[..., dict[str, Any]],     # of the step, or of the step and a share; made
-    #                                          ahead in a thread
-    config: TrainConfig,
-    out: str | Path,                         # the run's folder
-    settings: dict | None = None,            # what else decides the result
-    device: str | torch.device = 'auto',
-    watch: Watch = Watch(),  # noqa: B008  frozen; what is looked at meanwhile
-) -> list[dict[str, Any]]:                   # step, loss, its terms, learning_rate, gradient
-    """Train `model` in place and return its history.
-
-    A run of the same `config` and `settings` in `out` is resumed (see `claim`). Raises
-    `InterflowError` for another run and where it is lost, `Interrupted` when a signal ended it.
-    Started by `torchrun`, several processes train one model; `batches` then take a share, too.
-    """
-    training = begin(model, loss, config, out, settings or {}, device, watch, batches)
-    try:
-        with compiled(model, config.compile):
-            _run(training, batches)
-    finally:
-        close_logs(training.accelerator)
-    take_average(model.eval(), training.average)
-    return training.guard.history
-
-
+# %% ../../nbs/2_flow/25_training.loop.ipynb #517aa4af
 def _run(training, batches):
     "All steps that are left."
     config, guard, done = training.config, training.guard, training.record['step']
@@ -274,3 +247,30 @@ def _look(training, row, due):
         image = note_validation(watch, training.model, training.out, training.record, row)
         log_image(training.accelerator, 'strip', image, step)
     log_row(training.accelerator, row, pace.speed(step))
+
+# %% ../../nbs/2_flow/25_training.loop.ipynb #1c72ec99
+def fit(
+    model: nn.Module,                        # changed in place
+    loss: Callable,                          # (model, batch, generator) -> (total, terms)
+    batches: Callable[..., dict[str, Any]],     # of the step, or of the step and a share; made
+    #                                          ahead in a thread
+    config: TrainConfig,
+    out: str | Path,                         # the run's folder
+    settings: dict | None = None,            # what else decides the result
+    device: str | torch.device = 'auto',
+    watch: Watch = Watch(),  # noqa: B008  frozen; what is looked at meanwhile
+) -> list[dict[str, Any]]:                   # step, loss, its terms, learning_rate, gradient
+    """Train `model` in place and return its history.
+
+    A run of the same `config` and `settings` in `out` is resumed (see `claim`). Raises
+    `InterflowError` for another run and where it is lost, `Interrupted` when a signal ended it.
+    Started by `torchrun`, several processes train one model; `batches` then take a share, too.
+    """
+    training = begin(model, loss, config, out, settings or {}, device, watch, batches)
+    try:
+        with compiled(model, config.compile):
+            _run(training, batches)
+    finally:
+        close_logs(training.accelerator)
+    take_average(model.eval(), training.average)
+    return training.guard.history

@@ -72,7 +72,7 @@ def deal_shares(
 
 # %% ../../nbs/2_flow/20_training.parallel.ipynb #09e529e6
 def mean_terms(
-    accelerator: Any,
+    accelerator: Any,           # see `begin_accelerator`
     total: torch.Tensor,        # this process's loss, a scalar
     terms: dict[str, Any],      # what else is told of the step, scalars
 ) -> dict[str, float]:          # 'loss' and the terms
@@ -85,7 +85,7 @@ def mean_terms(
 
 
 def gradients(
-    accelerator: Any,
+    accelerator: Any,           # see `begin_accelerator`
     objective: nn.Module,               # prepared: (batch, generator) -> (total, terms)
     parts: Sequence[dict[str, Any]],    # of this process, on its device
     generator: Callable[[], torch.Generator],       # the same one anew for each part
@@ -104,7 +104,7 @@ def gradients(
 
 
 def rescaled(
-    accelerator: Any,
+    accelerator: Any,           # see `begin_accelerator`
     row: dict[str, Any],        # of the step: loss and gradient
 ) -> bool:
     """Whether gradients left the range of fp16, while the loss is well.
@@ -116,7 +116,7 @@ def rescaled(
 
 # %% ../../nbs/2_flow/20_training.parallel.ipynb #a6347717
 def wants_first_look(model: nn.Module) -> bool:
-    "Whether a layer waits for its first batch."
+    "Whether a layer of `model` waits for its first batch."
     return any(name.endswith('initialised') and not bool(value)
                for name, value in model.named_buffers())
 
@@ -136,7 +136,7 @@ def first_look(
 
 # %% ../../nbs/2_flow/20_training.parallel.ipynb #a3c61d65
 def any_process(
-    accelerator: Any,
+    accelerator: Any,           # see `begin_accelerator`
     number: int,        # at least 0, of this process
 ) -> int:
     "The largest number of all processes, such as that of a signal that one of them was sent."
@@ -146,7 +146,7 @@ def any_process(
 
 
 def close_logs(accelerator: Any) -> None:
-    "End the logs of a training. The processes stay connected until they end, for another one."
+    "End the logs of `accelerator`. The processes stay connected until they end, for another one."
     for tracker in accelerator.trackers:
         tracker.finish()
     if accelerator.num_processes > 1:
