@@ -10,11 +10,12 @@ from interflow import aligning
 from interflow.aligning import align_folder, align_scene, find_scenes, shared_factors
 from interflow.aligning.scenes import find_hr, open_shot, register_scene
 from interflow.camera import register, sensor_positions
-from interflow.core import InterflowError, photographs, read_image, read_pixels, to_pixels, write_image
+from interflow.core import InterflowError, photographs, read_image, to_pixels, write_image
 from interflow.data import PairBatches, read_set
 from interflow.registration import (
     Limits,
     Registration,
+    align_pixels,
     apply_registration,
     inspect_pair,
     register_pair,
@@ -107,7 +108,7 @@ def test_enlarged_as_the_camera_does_it(factor):
     assert torch.equal(apply_registration(shot, plain, (70, 4, 130, 80)), ours[:, 70:, 4:80])
     pixels = to_pixels(shot)
     seen = apply_registration(torch.from_numpy(pixels).permute(2, 0, 1) / 255, plain)
-    assert np.abs(apply_registration(pixels, plain).astype(int) - to_pixels(seen)).max() <= 1
+    assert np.abs(align_pixels(pixels, plain).astype(int) - to_pixels(seen)).max() <= 1
 
 
 def test_a_record_comes_back_the_same():
@@ -140,7 +141,7 @@ def test_doubtful_pairs_are_refused_with_the_reason():
     apart[..., 384:] = BARN[..., 380:-4]          # a far half and a near one, from another place
     for displaced in (.5, 9.):
         try:
-            found = register_pair(hr, shoot_pair(apart, 2.1)[1], Limits(displaced=displaced))
+            register_pair(hr, shoot_pair(apart, 2.1)[1], Limits(displaced=displaced))
             assert displaced == 9.
         except InterflowError as fault:
             assert displaced == .5 and ('still off by' in str(fault) or 'of the HR shot are aligned' in str(fault))

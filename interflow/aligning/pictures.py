@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['PICTURE', 'SQUARE', 'squares', 'middle_of', 'by_factor', 'draw_tiles', 'draw_alignment', 'write_page']
 
-# %% ../../nbs/1_photographs/43_aligning.pictures.ipynb #1a1e86d8
-from collections.abc import Sequence
+# %% ../../nbs/1_photographs/43_aligning.pictures.ipynb #da4921a2
 from dataclasses import replace
 from html import escape
 from pathlib import Path
@@ -16,9 +15,9 @@ from urllib.parse import quote
 import numpy as np
 
 from .records import doubts
-from .scenes import Alignment, Shot, aligned_images
+from .scenes import Alignment
 from ..core import whole_file
-from ..registration import Registration, apply_registration, inspect_pair
+from ..registration import Registration, align_pixels, inspect_pair
 from ..registration.tiles import Box
 from ..registration.warp import warp_of
 
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# %% ../../nbs/1_photographs/43_aligning.pictures.ipynb #15fb1a25
+# %% ../../nbs/1_photographs/43_aligning.pictures.ipynb #5bbc49e2
 PICTURE, SQUARE = 400, 40       # pixels: of the part that is shown, of a square
 
 
@@ -45,7 +44,7 @@ def middle_of(box: Box) -> Box:
     top, left = ((box[i] + box[2 + i] - size) // 2 for i, size in enumerate(sizes))
     return top, left, top + sizes[0], left + sizes[1]
 
-# %% ../../nbs/1_photographs/43_aligning.pictures.ipynb #33ff7a57
+# %% ../../nbs/1_photographs/43_aligning.pictures.ipynb #ee3e4a9a
 def by_factor(
     found: Registration,
     size: tuple[int, int],      # (h, w) of the LR shot
@@ -57,7 +56,7 @@ def by_factor(
     matrix = np.array([[scale, 0, x], [0, scale, y], [0, 0, 1]])
     return replace(found, warp=warp_of(matrix, found.warp.size))
 
-# %% ../../nbs/1_photographs/43_aligning.pictures.ipynb #7dfa0ed3
+# %% ../../nbs/1_photographs/43_aligning.pictures.ipynb #41db5663
 def draw_tiles(
     axis: 'Axes',
     hr: np.ndarray,         # (H, W, 3) uint8, the whole shot
@@ -78,7 +77,7 @@ def draw_tiles(
     axis.set_title(f'left: {found.displacement:.2f} pixels, 95 %: {found.largest:.2f}; '
                    f'foreign {found.foreign:.0%}', fontsize=9)
 
-# %% ../../nbs/1_photographs/43_aligning.pictures.ipynb #cde06dd6
+# %% ../../nbs/1_photographs/43_aligning.pictures.ipynb #f7e0c1e7
 def _parts(hr, lr, found, box):
     "What the picture shows of a pair: three checkerboards and the difference."
     corner = (box[0], box[1], min(box[2], box[0] + PICTURE), min(box[3], box[1] + PICTURE))
@@ -86,7 +85,7 @@ def _parts(hr, lr, found, box):
     for which, place in ((by_factor(found, lr.shape[:2]), middle_of(box)),
                          (found, middle_of(box)), (found, corner)):
         near = hr[place[0]:place[2], place[1]:place[3]]
-        far = apply_registration(lr, which, place)
+        far = align_pixels(lr, which, place)
         parts.append((near, far))
     near, far = (image.astype(float).mean(-1) / 255 for image in parts[1])
     return [*(squares(*pair) for pair in parts), (.5 + 3 * (far - near)).clip(0, 1)]
@@ -102,8 +101,8 @@ def draw_alignment(
     axes = figure.subplots(rows, 5, squeeze=False)
     for row, (shot, found) in zip(axes, alignment.lr):
         lr = shot.photograph().pixels
-        titles = (f'{shot.path.name}, factor {found.factor:.3f}: before', 'after', 'after, a corner',
-                  'LR - HR, three times')
+        titles = (f'{shot.path.name}, factor {found.factor:.3f}: before', 'after',
+                  'after, a corner', 'LR - HR, three times')
         for axis, shown, title in zip(row, _parts(hr, lr, found, alignment.box), titles):
             axis.imshow(shown, cmap='gray', vmin=0, vmax=1, interpolation='nearest')
             axis.set_title(title, fontsize=9)
@@ -111,7 +110,7 @@ def draw_alignment(
         draw_tiles(row[4], hr, lr, found, alignment.box)
     return figure
 
-# %% ../../nbs/1_photographs/43_aligning.pictures.ipynb #17db0252
+# %% ../../nbs/1_photographs/43_aligning.pictures.ipynb #d219d295
 _COLUMNS = ('scene', 'shot', 'folder', 'factor', 'by EXIF', 'turned', 'matches', 'left',
             '95 %', 'foreign', 'kept', 'gain')
 _STYLE = ('body { font: 15px sans-serif; margin: 2em } img { max-width: 100%; display: block } '

@@ -22,7 +22,7 @@ from interflow.registration import (
     LIMITS,
     Limits,
     Registration,
-    apply_registration,
+    align_pixels,
     register_pair,
 )
 from ..registration.features import match_points
@@ -151,8 +151,8 @@ def _register(near, shot, limits):
         seen = shot.photograph()
         return (shot, register_pair(near.pixels, seen.pixels, limits)), seen.notices
     except InterflowError as fault:
-        words = str(fault)
-        raise InterflowError(words if str(shot.path) in words else f'{shot.path}: {words}') from None
+        where = '' if str(shot.path) in str(fault) else f'{shot.path}: '
+        raise InterflowError(f'{where}{fault}') from None
 
 
 def _check_factors(hr, lr):
@@ -205,5 +205,5 @@ def aligned_images(
     "All shots of a scene on the HR grid, cut to what they share. HR keeps its pixels."
     top, left, bottom, right = alignment.box
     hr = alignment.hr.photograph().pixels[top:bottom, left:right]
-    return [hr, *(apply_registration(shot.photograph().pixels, found, alignment.box)
+    return [hr, *(align_pixels(shot.photograph().pixels, found, alignment.box)
                   for shot, found in alignment.lr)]

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['AlignOptions', 'align_command']
 
-# %% ../../nbs/6_using/13_cli.align.ipynb #1e30464f
+# %% ../../nbs/6_using/13_cli.align.ipynb #9df65aea
 from pathlib import Path
 from typing import Annotated
 
@@ -16,7 +16,7 @@ from ..core import tell
 from ..data import parse_factors
 from ..files import LeftAside
 
-# %% ../../nbs/6_using/13_cli.align.ipynb #d435b1d3
+# %% ../../nbs/6_using/13_cli.align.ipynb #92234613
 class AlignOptions:
     "What `align` may be told."
     Shots = Annotated[Path, typer.Argument(
@@ -30,7 +30,7 @@ class AlignOptions:
     Processes = Annotated[int | None, typer.Option(
         min=1, help='at the same time, about 1 GB each  [default: what is worth it]')]
 
-# %% ../../nbs/6_using/13_cli.align.ipynb #20eab5fe
+# %% ../../nbs/6_using/13_cli.align.ipynb #1b3beb3b
 @app.command('align')
 def align_command(
     shots: AlignOptions.Shots,
@@ -50,19 +50,9 @@ def align_command(
     """
     from dataclasses import replace  # imports wait for their command: see `cli.options`
 
-    from interflow.aligning import (
-        LIMITS,
-        Wanted,
-        align_folder,
-        expect_alignment,
-        find_scenes,
-        fitting_processes,
-    )
+    from interflow.aligning import LIMITS, Wanted, align_folder
     wanted = Wanted(tuple(parse_factors(factors)) if factors else (), replace(LIMITS, crop=crop))
-    if processes is None:
-        scenes = find_scenes(shots, lambda line: None)
-        processes = fitting_processes(expect_alignment(scenes), scenes)
-    aligned, refused = align_folder(shots, out, tell, wanted, processes)
+    aligned, refused = align_folder(shots, out, tell, wanted, processes or 0)
     typer.echo(f'The set: {out}\nThe report: {out / "report.html"}')
     if refused:
         raise LeftAside(f'{len(refused)} of {len(aligned) + len(refused)} scenes refused, such as '

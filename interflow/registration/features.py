@@ -12,7 +12,7 @@ from torch import Tensor
 from ..core import check_image, to_pixels
 
 # %% ../../nbs/1_photographs/32_registration.features.ipynb #14861bd6
-Shown = Tensor | np.ndarray     # (3, H, W) in [0, 1], or (H, W, 3) uint8, which is four times smaller
+Shown = Tensor | np.ndarray     # (3, H, W) in [0, 1]; or (H, W, 3) uint8, four times smaller
 
 
 def as_pixels(image: Shown) -> np.ndarray:      # (H, W, 3) uint8

@@ -14,7 +14,7 @@ import numpy as np
 
 from ..core import InterflowError
 from .features import Shown, as_pixels
-from .warp import Warp, cubic_at, derivatives, factor_of, moved
+from .warp import Warp, cubic_at, derivatives, factor_of, moved, slope_of
 
 # %% ../../nbs/1_photographs/33_registration.refinement.ipynb #8d0a95d3
 _GREY = np.array([.25, .5, .25], np.float32)        # as the pixels of a sensor
@@ -49,12 +49,13 @@ SAMPLES = 300_000       # pixels that are compared, about
 
 @dataclass(frozen=True)
 class Softened:
-    "A pair at one sharpness: HR on a sparse grid, LR with its slopes."
+    "A pair at one sharpness: HR on a sparse grid with its slopes, and LR."
 
     x: np.ndarray           # (rows, columns) HR pixels
     y: np.ndarray
     target: np.ndarray      # (rows, columns) HR there
-    lr: np.ndarray          # (3, h, w): the LR shot and its slopes along x and y
+    slopes: np.ndarray      # (2, rows, columns) of HR along x and y, per HR pixel
+    lr: np.ndarray          # (1, h, w)
     edge: float             # LR pixels at the border that are not compared
     density: float          # compared pixels per LR pixel
 
@@ -73,10 +74,15 @@ def soften(
     edge = math.ceil(2 * own)
     rows, columns = (slice(edge, side - edge, stride) for side in hr.shape)
     y, x = np.mgrid[rows, columns].astype(float)
-    soft = blur(lr, common)
-    slopes = np.gradient(soft)[::-1]
-    return Softened(x, y, blur(hr, own)[rows, columns], np.stack([soft, *slopes]),
+    soft = blur(hr, own)
+    beside = [(soft[_moved(rows, dy), _moved(columns, dx)] - soft[_moved(rows, -dy),
+               _moved(columns, -dx)]) / 2 for dy, dx in ((0, 1), (1, 0))]
+    return Softened(x, y, soft[rows, columns], np.stack(beside), blur(lr, common)[None],
                     3 + 2 * common, (factor / stride) ** 2)
+
+
+def _moved(places, by):
+    return slice(places.start + by, places.stop + by, places.step)
 
 # %% ../../nbs/1_photographs/33_registration.refinement.ipynb #ba3161a8
 AROUND = 4.     # compared pixels: standard deviation of what counts as round about
@@ -102,7 +108,7 @@ class Difference:
 
     inside: np.ndarray      # (rows, columns) bool: compared
     value: np.ndarray       # (N,) of the LR shot at the places
-    slopes: np.ndarray      # (2, N) of it, per LR pixel
+    slopes: np.ndarray      # (2, N) of HR there, per LR pixel along x and y
     error: np.ndarray       # (N,): HR less gain * value + offset
     weights: np.ndarray     # (N,), in (0, 1]: small for what does not fit
     floor: float            # the variance at which a weight is 1/2
@@ -119,9 +125,10 @@ def compare(
                                     for at, side in zip(place, sides)])
     if inside.sum() < 1000:
         raise InterflowError('the shots share too few pixels; take both from one place')
-    value, *slopes = cubic_at(pair.lr, *(at[inside] for at in place))
+    value = cubic_at(pair.lr, *(at[inside] for at in place))[0]
+    slopes = np.linalg.inv(slope_of(warp, pair.x.mean(), pair.y.mean())).T @ pair.slopes[:, inside]
     error = pair.target[inside] - state[0] * value - state[1]
-    return Difference(inside, value, np.array(slopes), error, *weigh(error, inside))
+    return Difference(inside, value, slopes, error, *weigh(error, inside))
 
 # %% ../../nbs/1_photographs/33_registration.refinement.ipynb #2bb54560
 LENS = np.array([.02, 5e-4, 5e-4])      # usual sizes of k, p1, p2: standard deviations
@@ -142,7 +149,7 @@ def gauss_newton(
     "One step towards the least difference of a pair."
     now = compare(pair, warp, state)
     ways = derivatives(warp, pair.x[now.inside], pair.y[now.inside])[:count]
-    lines = np.concatenate([state[0] * np.einsum('nkp,kp->np', ways, now.slopes),
+    lines = np.concatenate([np.einsum('nkp,kp->np', ways, now.slopes),
                             [now.value, np.ones_like(now.value)]])
     weighted = lines * now.weights
     system, right = weighted @ lines.T, weighted @ now.error
