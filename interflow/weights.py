@@ -174,18 +174,15 @@ class Pretrained(ModelHubMixin, library_name='interflow', license='mit',
     @classmethod
     def from_folder(cls, folder: str | Path) -> Any:
         "The model in `folder`, on the CPU, for evaluation; `InterflowError` where there is none."
-        config_class = inspect.signature(cls.__init__).parameters['config'].annotation
-        module = cls(load_config(folder, config_class, cls.__name__, cls.earlier))
+        kind = inspect.signature(cls.__init__).parameters['config'].annotation
+        module = cls(load_config(folder, kind, cls.__name__, cls.earlier))
         load_weights(folder, cast(nn.Module, module)).eval()
         module.take_beside(Path(folder))
         return module
 
     @classmethod
     def from_pretrained(cls, place: str | Path, **hub: Any) -> Any:  # type: ignore[override]
-        """`from_folder` for a folder, or for USER/NAME on the Hugging Face hub.
-
-        `hub` are `revision`, `token`, `cache_dir`, `local_files_only` of huggingface_hub.
-        """
+        "`from_folder` of a folder, or of USER/NAME on the hub, which `hub` tells how to load."
         return cls.from_folder(fetch(place, **hub))
 
     def _save_pretrained(self, save_directory: Path) -> None:
@@ -196,8 +193,8 @@ class Pretrained(ModelHubMixin, library_name='interflow', license='mit',
                 os.replace(file, save_directory / file.name)
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
-        "The card of the model, made from its `run`."
-        data = cast(ModelCardData, self._hub_mixin_info.model_card_data)
+        "The card of the model, made from its `run`; `args` and `kwargs` are the hub's, not used."
+        data = self._hub_mixin_info.model_card_data
         count = sum(p.numel() for p in cast(nn.Module, self).parameters())
         text = card_text(type(self).__name__, self.purpose, count, asdict(self.config), self.run)
         return ModelCard(f'---\n{data.to_yaml()}\n---\n\n{text}')

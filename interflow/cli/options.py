@@ -44,6 +44,8 @@ LearningRate = Annotated[float | None, typer.Option(
     help="Adam's, at the start  [default: the preset's]")]
 SaveEvery = Annotated[int | None, typer.Option(
     help="steps between checkpoints  [default: the preset's]")]
+
+# %% ../../nbs/6_using/06_cli.options.ipynb #fadd6623
 Strict = Annotated[bool, typer.Option(
     '--strict', help='end with the first photograph that cannot be read, before anything is made; '
                      'else it is named and left aside, and the exit code is 1')]
@@ -200,13 +202,13 @@ class Recipe:
     ) -> None:
         self.context, self.used = ctx, dict[str, Any]()
         self.file = str(ctx.params.get('config') or '')
-        self.told = [(self.file, ctx.meta.get('tables', {})),
-                     ('--set', nest(map(parse_setting, sets or ())))]
+        by_set = nest(map(parse_setting, sets or ()))
+        self.told = [(self.file, ctx.meta.get('tables', {})), ('--set', by_set)]
         for place, found in self.told:
             for name in found:
                 if name not in tables or not isinstance(found[name], dict):
-                    raise InterflowError(f'{place}: {name}: no such table; write TABLE.NAME, with '
-                                         f'one of the tables {", ".join(tables)}')
+                    raise InterflowError(f'{place}: {name}: no such table; write TABLE.NAME, the '
+                                         f'table one of {", ".join(tables)}')
 
     def apply(
         self,
@@ -217,15 +219,14 @@ class Recipe:
         "`config` with all that was told. `InterflowError` for an unknown or wrong setting."
         (file, stored), (place, told) = self.told
         given = {name: value for name, value in options.items() if self.was_given(name)}
-        config = override(with_settings(config, stored.get(table, {}), file, table), **given)
-        config = with_settings(config, told.get(table, {}), place, table)
+        below = override(with_settings(config, stored.get(table, {}), file, table), **given)
+        config = with_settings(below, told.get(table, {}), place, table)
         self.used[table] = asdict(config)   # type: ignore[call-overload]  # a dataclass
         return config
 
     def was_given(self, option: str) -> bool:
         "Whether the user gave an `option`, at the command line or at the top of the file."
-        source = self.context.get_parameter_source(option)
-        return source is not None and source.name != 'DEFAULT'
+        return getattr(self.context.get_parameter_source(option), 'name', 'DEFAULT') != 'DEFAULT'
 
     def stored(self) -> dict[str, Any]:
         "All that was used, as `settings.toml` has it."

@@ -56,7 +56,7 @@ def as_drawn(image: Tensor, factor: float) -> Tensor:
     "`image` as it is; `interflow train` brings draws into the band of their factor instead."
     return image
 
-
+# %% ../../nbs/2_flow/24_training.validation.ipynb #34d6972d
 class Verdict(NamedTuple):
     "How a flow does on scenes that it does not learn from."
     numbers: dict[str, float]      # `bits` is the one to be small

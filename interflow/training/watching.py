@@ -63,10 +63,10 @@ def log_row(
 
 
 def log_image(
-    accelerator: Any,
-    name: str,
+    accelerator: Any,   # of Accelerate, with loggers
+    name: str,          # of the image, in the logs
     image: Tensor,      # (3, H, W) in [0, 1]
-    step: int,
+    step: int,          # from 0
 ) -> None:
     "An image to the logs that take images."
     for tracker in accelerator.trackers:
@@ -110,7 +110,7 @@ def peak_memory(device: torch.device) -> float:     # GB; 0 where the system doe
 
 
 def duration(seconds: float) -> str:
-    "Seconds as people say them."
+    "`seconds` as people say them."
     for size, name in ((86400, 'days'), (3600, 'hours'), (60, 'minutes')):
         if seconds >= 2 * size:
             return f'{seconds / size:.1f} {name}'
@@ -145,7 +145,7 @@ class Pace:
                      f'{peak_memory(self.device):.1f} GB of memory')
 
     def end(self, row: Mapping[str, Any], best: Mapping[str, Any] | None) -> None:
-        "The run is over; `row` is its last."
+        "The run is over; `row` is its last, `best` the best validation, None without one."
         if not self.say:
             return
         seconds = time.perf_counter() - self.began
