@@ -195,8 +195,7 @@ class Recipe:
     "What a training was told: by a file, by options, by `--set`. All that it used can be stored."
 
     def __init__(
-        self,
-        ctx: typer.Context,             # of the command
+        self, ctx: typer.Context,       # of the command
         sets: Sequence[str] | None,     # as `--set` has them
         tables: Sequence[str],          # that there are
     ) -> None:
@@ -205,8 +204,8 @@ class Recipe:
         by_set = nest(map(parse_setting, sets or ()))
         self.told = [(self.file, ctx.meta.get('tables', {})), ('--set', by_set)]
         for place, found in self.told:
-            for name in found:
-                if name not in tables or not isinstance(found[name], dict):
+            for name, inner in found.items():
+                if name not in tables or not isinstance(inner, dict):
                     raise InterflowError(f'{place}: {name}: no such table; write TABLE.NAME, the '
                                          f'table one of {", ".join(tables)}')
 

@@ -178,8 +178,7 @@ def train_sr_command(
         learning_rate=learning_rate, save_every=save_every, seed=seed, **loop_settings(ctx))
     settings = recipe.apply('model', network_config(network, size or preset))
     sources = sr_sources(places, factors, weights, flow, flow_path, flow_factors, flow_band)
-    if check_first:
-        _check(sources)
+    _check(sources if check_first else ())
     use_threads(training.batch_size * training.patch ** 2, threads)
     watch = Watch(recipe=recipe.stored(), say=tell)
     start = open_network(str(init)) if init else None

@@ -118,7 +118,7 @@ def find_sets(
     "The sets in a folder, itself or below it. Raises `InterflowError` for a missing folder."
     place = Path(place)
     if is_list(place):
-        return [(place, LAYOUTS[0])]
+        return [(place, layout) for layout in LAYOUTS if layout.recognises is is_list]
     if place.is_file():
         raise InterflowError(f'{place}: neither a folder nor a list of pairs; give a folder, or a '
                              'list that ends in .csv or .jsonl')
@@ -227,7 +227,7 @@ def _read_place(place, split, say, strict=True):
     for found, layout in sets:
         reader = layout.read if strict else layout.loosely or layout.read
         read = reader(found)
-        scenes += read if layout is LAYOUTS[0] else place_scenes(read, place, found, shared)
+        scenes += read if place.is_file() else place_scenes(read, place, found, shared)
     scenes = choose_split(_listed(scenes, place), split, place, say)
     joined = join_labels(scenes, say)
     return sorted(joined, key=lambda scene: scene.name) if len(sets) > 1 else joined

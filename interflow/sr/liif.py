@@ -16,13 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..core import InterflowError
-from interflow.sr.encoders import (
-    EncoderConfig,
-    build_encoder,
-    published_config,
-    published_name,
-    unused,
-)
+from .encoders import EncoderConfig, build_encoder, published_config, published_name
+from .encoders import unused as unused_names
 from .parts import RGB_MEAN, Shared, check_lr, load_published, pixel_centres
 
 # %% ../../nbs/4_super_resolution/10_sr.liif.ipynb #19fbaba8
@@ -274,7 +269,7 @@ def from_published(
                              'give the state dict of a whole LIIF')
     net = LIIF(LIIFConfig(encoder, hidden=first.shape[0], layers=layers))
     return load_published(net, state_dict, published_names(net), label,
-                          ignore=unused(state_dict, label))
+                          ignore=unused_names(state_dict, label))
 
 # %% ../../nbs/4_super_resolution/10_sr.liif.ipynb #4b05ef59
 def sample_queries(
