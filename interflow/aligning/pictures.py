@@ -37,7 +37,7 @@ def squares(
     y, x = np.indices(near.shape[:2]) // SQUARE
     return np.where(((x + y) % 2 == 0)[..., None], near, far)
 
-
+# %% ../../nbs/1_photographs/43_aligning.pictures.ipynb #9c2294b1
 def middle_of(box: Box) -> Box:
     "The middle of a box, `PICTURE` pixels high and wide, or all of it."
     sizes = [min(PICTURE, box[2 + i] - box[i]) for i in (0, 1)]
@@ -60,7 +60,7 @@ def by_factor(
 def draw_tiles(
     axis: 'Axes',
     hr: np.ndarray,         # (H, W, 3) uint8, the whole shot
-    lr: np.ndarray,
+    lr: np.ndarray,         # the same size, aligned
     found: Registration,
     box: Box,               # what is kept
 ) -> None:

@@ -66,7 +66,7 @@ def shared_factors(
 
 # %% ../../nbs/1_photographs/37_aligning.records.ipynb #79696bb0
 def sizes_of(paths: Sequence[Path]) -> dict[str, int]:
-    "Bytes of files, by name."
+    "Bytes of the files `paths`, by name."
     return {path.name: path.stat().st_size for path in sorted(paths)}
 
 

@@ -160,8 +160,7 @@ def train_sr_command(
     config: ConfigFile = None, sets: Sets = None, seed: Seed = 0, threads: Threads = 0,
     device: Device = 'auto',
 ) -> None:
-    """Train an SR network on sets of pairs, and on images that a flow makes while it trains;
-    writes OUT/model. Ctrl-C saves, and the same command goes on.
+    """Train an SR network on pairs, and on images that a flow makes meanwhile: OUT/model.
 
     interflow train-sr runs/set runs/rcan --network rcan --set training.clip=1
 
@@ -178,7 +177,8 @@ def train_sr_command(
         learning_rate=learning_rate, save_every=save_every, seed=seed, **loop_settings(ctx))
     settings = recipe.apply('model', network_config(network, size or preset))
     sources = sr_sources(places, factors, weights, flow, flow_path, flow_factors, flow_band)
-    _check(sources if check_first else ())
+    if check_first:
+        _check(sources)
     use_threads(training.batch_size * training.patch ** 2, threads)
     watch = Watch(recipe=recipe.stored(), say=tell)
     start = open_network(str(init)) if init else None
@@ -190,8 +190,7 @@ def train_sr_command(
 Measures = Annotated[str, typer.Option(
     help='of psnr_y, ssim_y, psnr_rgb, ssim_rgb, lpips_vgg, st_lpips_vgg, flip')]
 Tile = Annotated[int, typer.Option(
-    help='larger images are made in tiles of this side, pixels, which bounds the memory; '
-         '0: as a whole')]
+    help='larger images are made in tiles of this side, pixels: less memory; 0: as a whole')]
 Ensemble = Annotated[bool, typer.Option(
     '--ensemble', help='the mean over eight flips and transpositions; eight times the work')]
 
@@ -276,8 +275,7 @@ def evaluate_command(
     crops: EvaluateOptions.Crops = None, tile: Tile = 0, ensemble: Ensemble = False,
     seed: Seed = 0, device: Device = 'auto',
 ) -> None:
-    """Judge SR networks on pairs: means over cameras, bootstrap intervals, paired differences to a
-    rival."""
+    "Judge SR networks on pairs: means, bootstrap intervals, paired differences to a rival."
     from interflow.sr.evaluation import PUBLISHED, evaluate, format_table, summarise
     from interflow.sr.networks import open_network
     place = pick_device(device)

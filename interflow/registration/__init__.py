@@ -96,7 +96,7 @@ def apply_registration(
 def align_pixels(
     lr: np.ndarray,                 # (h, w, 3) uint8
     registration: Registration,
-    box: Box | None = None,
+    box: Box | None = None,         # top, left, bottom, right of HR; None: all
 ) -> np.ndarray:                    # (H, W, 3) uint8
     "`apply_registration` for the pixels of a file, in little memory."
     source = np.ascontiguousarray(lr.transpose(2, 0, 1))

@@ -90,7 +90,7 @@ def inspect(
 def inspect_enough(
     pair: Softened,
     now: Difference,
-    factor: float,
+    factor: float,          # downscaling, of the LR shot
     box: Box,               # within which tiles are needed
 ) -> Tiles:
     "`inspect` by the smallest of three sizes of tiles of which four are sure, or by the largest."

@@ -138,8 +138,8 @@ def error_map(
 def error_of(
     found: Places,
     truth: Places,
-    factor: float,
-    box: tuple[int, int, int, int],
+    factor: float,                      # downscaling, of the LR shot
+    box: tuple[int, int, int, int],     # what is kept of HR
 ) -> tuple[float, float]:       # HR pixels
     "Mean and 95th percentile of `error_map`."
     error = error_map(found, truth, factor, box)

@@ -62,13 +62,13 @@ def shifted(
     matrix = (a + left * g, b + left * h, c + left * i, d + top * g, e + top * h, f + top * i)
     return Warp(warp.size, (*matrix, g, h, i), warp.lens)
 
-
+# %% ../../nbs/1_photographs/31_registration.warp.ipynb #244b4b84
 def slope_of(
     warp: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]],
     x: float,           # HR pixel
     y: float,
 ) -> np.ndarray:        # (2, 2)
-    "By how many LR pixels, along x and y, the place of (x, y) moves as x, or y, grows by 1."
+    "By how many LR pixels the place of (x, y) under `warp` moves as x, or y, grows by 1."
     places = np.stack(warp(x + np.array([-.5, .5, 0, 0]), y + np.array([0, 0, -.5, .5])))
     return places[:, 1::2] - places[:, ::2]
 
