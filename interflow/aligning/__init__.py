@@ -281,7 +281,7 @@ def align_scene(
 
 def align_folder(
     shots: str | Path,                          # see `find_scenes`
-    out: str | Path,
+    out: str | Path,                            # folder of the set
     say: Say = print,                           # gets a line for each refused scene, and the count
     wanted: Wanted = WANTED,
     processes: int = 1,                         # 0: as many as are worth it
