@@ -210,11 +210,11 @@ class Pretrained:
 
     @classmethod
     def from_pretrained(cls, place: str | Path, **hub: Any) -> Any:
-        "`from_folder` of a folder, or of USER/NAME on the hub, which `hub` tells how to load."
+        "The model at `place`, a folder or USER/NAME on the hub; `hub` as huggingface_hub has it."
         return cls.from_folder(fetch(place, **hub))
 
-    def save_pretrained(self, folder: str | Path, **_: Any) -> None:
-        "Write model and card into `folder`, beside what is there."
+    def save_pretrained(self, folder: str | Path, **hub: Any) -> None:
+        "Write model and card into `folder`, beside what is there; `hub` is not used."
         share(cast(Any, self), Path(folder))
 
     def push_to_hub(self, repo_id: str, **hub: Any) -> str:
