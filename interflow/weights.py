@@ -134,11 +134,8 @@ def load_weights(
     return module
 
 # %% ../nbs/2_flow/00_weights.ipynb #933c6e08
-def fetch(
-    place: str | Path,      # a folder, or USER/NAME on the Hugging Face hub
-    **hub: Any,             # `revision`, `token`, `cache_dir`, `local_files_only`, ...
-) -> Path:
-    "The folder of a model, downloaded where it is none. `InterflowError` where there is neither."
+def fetch(place: str | Path, **hub: Any) -> Path:
+    "The folder `place`, or that of USER/NAME on the hub, loaded with `hub`; else `InterflowError`."
     if Path(place).is_dir():
         return Path(place)
     from huggingface_hub import snapshot_download  # only those who share need it
@@ -155,10 +152,8 @@ CARD: dict[str, Any] = dict(library_name='interflow', license='mit',
                             pipeline_tag='image-to-image', tags=['real-world-super-resolution'])
 
 
-def card_of(
-    module: Any,        # a `Pretrained`
-) -> str:
-    "The card of a model, made from its `run`; its head tells the hub what it is."
+def card_of(module: Any) -> str:
+    "The card of `module`, a `Pretrained`, made from its `run`; its head tells the hub what it is."
     from huggingface_hub import ModelCardData  # only those who share need it
     count = sum(p.numel() for p in module.parameters())
     text = card_text(type(module).__name__, module.purpose, count, asdict(module.config),
@@ -166,11 +161,8 @@ def card_of(
     return f'---\n{ModelCardData(**CARD).to_yaml()}\n---\n\n{text}'
 
 
-def share(
-    module: Any,        # a `Pretrained`
-    folder: Path,       # beside files that are there already, which may be the user's
-) -> None:
-    "Write a model into `folder`, and its card where there is no README.md."
+def share(module: Any, folder: Path) -> None:
+    "Write `module`, a `Pretrained`, into `folder` beside what is there; a card if none is."
     folder.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=folder) as temporary:
         write_module(Path(temporary), module, module.config, module.beside())
@@ -181,10 +173,7 @@ def share(
 
 # %% ../nbs/2_flow/00_weights.ipynb #c68769dd
 class Pretrained:
-    """Folders and the Hugging Face hub for a module whose constructor takes one `config`.
-
-    `save_pretrained(folder)`, `push_to_hub('user/name')` and `from_pretrained(place)`.
-    """
+    "Folders and the Hugging Face hub for a module whose constructor takes one `config`."
     config: Any
     run: dict[str, Any] = {}            # of `run_record`, for the card
     earlier: dict[str, Any] = {}        # settings that older files lack, and their values
@@ -228,11 +217,8 @@ _WRAPPINGS = ('state_dict', 'model_state_dict', 'params_ema', 'params', 'model',
 _BEFORE_NAMES = re.compile(r'(module|_orig_mod|model|net|net_g|generator)\.')
 
 
-def unwrap(
-    state: Any,               # what a checkpoint held
-    place: str | Path,        # begins the message of an error
-) -> dict[str, Tensor]:       # by name
-    "The innermost state dict without wrappings. `InterflowError` where there is none."
+def unwrap(state: Any, place: str | Path) -> dict[str, Tensor]:
+    "The innermost dict of tensors of `state`; none: `InterflowError`, which begins with `place`."
     inner: Any = state
     while isinstance(inner, dict):
         state = inner
@@ -251,10 +237,8 @@ def _common_prefix(names):
     return first.pop() if len(first) == 1 else ''
 
 # %% ../nbs/2_flow/00_weights.ipynb #3c3305d2
-def read_published(
-    path: str | Path,            # a `.safetensors` file, or a torch file of weights alone
-) -> dict[str, Tensor]:          # by name
-    "The tensors in a published file, none of which is run; `InterflowError` for anything else."
+def read_published(path: str | Path) -> dict[str, Tensor]:
+    "Tensors by name in `path`, safetensors or torch, nothing of it run; else `InterflowError`."
     try:
         state = (load_file(path) if Path(path).suffix == '.safetensors'
                  else torch.load(path, map_location='cpu', weights_only=True))
