@@ -72,7 +72,7 @@ def deviations(
 @dataclass(frozen=True)
 class Limits:
     "What the gate lets pass."
-    spreads: float = 4.4         # how far from photographs of such a scene, in spreads of those
+    spreads: float = 4.          # how far from photographs of such a scene, in spreads of those
     round_trip: float = .02      # of a latent through image and back, standard deviations
 
 
