@@ -57,12 +57,12 @@ def deviations(
     photographs: dict[str, Any],                 # as `measure_photographs` gives them
 ) -> tuple[np.ndarray, np.ndarray]:              # (deviation, spread), each (9,)
     "How far an image is from photographs of such a scene; how far those are from each other."
-    texture, rows = measured.texture.clip(*photographs['texture']), []
-    for values, (name, kind) in zip(measured.values.T, MEASURES.items()):
+    textures, rows = measured.texture.clip(*np.array(photographs['texture'])), []
+    for values, texture, name in zip(measured.values.T, textures.T, MEASURES):
         level, slope, within, between = _expected(measured, name, photographs)
         left = values - level - slope * texture
         left = left[np.isfinite(left)]
-        variance = between.mean() ** 2 + within.mean() ** 2 / max(len(left), 1) + kind.floor ** 2
+        variance = between.mean() ** 2 + within.mean() ** 2 / max(len(left), 1) + MEASURES[name].floor ** 2
         wider = 1 + 3 * measured.ends.mean()
         rows.append((left.mean() if len(left) else 0., wider * math.sqrt(variance)))
     deviation, spread = np.array(rows).T

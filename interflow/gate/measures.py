@@ -24,15 +24,16 @@ class Measure(NamedTuple):
     floor: float      # the least spread that is believed
     level: float      # where no photograph is known
     spread: float     # where no photograph is known, and the most that is believed
+    rings: tuple[int, int] = (1, 8)     # whose power in the naive image is its texture
 
 
 MEASURES: dict[str, Measure] = {
     **{name: Measure('grey levels', 2., 0., 5.) for name in ('red', 'green', 'blue')},
     'contrast': Measure('dB', .7, -1.5, 1.),
     'noise': Measure('dB', 1., 10., 2.),
-    'coarse': Measure('dB', 1., 0., 2.),
-    'middle': Measure('dB', 1., 0., 2.),
-    'fine': Measure('dB', 2., 0., 2.),
+    'coarse': Measure('dB', 1., 0., 2., (2, 4)),
+    'middle': Measure('dB', 1., 0., 2., (4, 8)),
+    'fine': Measure('dB', 2., 0., 2., (8, 16)),
     'clipped': Measure('% of the values', .5, 0., 1.5),
 }
 
@@ -63,10 +64,10 @@ def _unexplained(x, a, transfer, window, ring):
 
 # %% ../../nbs/2_flow/14_gate.measures.ipynb #ebdcb88b
 def _compare(image, naive):
-    "Five measures of luma, (n, 5), and each window's texture in decades, (n,)."
+    "Five measures of luma, (n, 5), and the texture that each of all nine depends on, (n, 9)."
     if min(image.shape[-2:]) < 16:      # too small for a spectrum
         nothing = torch.zeros(len(image), dtype=torch.float64)
-        return nothing[:, None].repeat(1, 5) * math.nan, nothing
+        return nothing[:, None].repeat(1, 5) * math.nan, nothing[:, None].repeat(1, 9)
     x, a = 255 * luma(image), 255 * luma(naive)
     (x, window, ring), (a, _, _) = _spectra(x), _spectra(a)
     counts = torch.bincount(ring.flatten(), minlength=RINGS + 1)[:RINGS].double()
@@ -82,13 +83,14 @@ def _compare(image, naive):
     left = _unexplained(x, a, cross / (naive_power + 1e-3), window, ring)
     found = [2 * ratio(cross.clamp_min(0), 1, 4, 100.), 20 * torch.log10(left + .5)]
     found += [ratio(power, k, 2 * k, constant) for k, constant in ((2, 20.), (4, 20.), (8, 2.))]
-    return torch.stack(found, 1), torch.log10(mean(naive_power, 1, 8) + 10) - 2
+    texture = [torch.log10(mean(naive_power, *kind.rings) + 10) - 2 for kind in MEASURES.values()]
+    return torch.stack(found, 1), torch.stack(texture, 1)
 
 # %% ../../nbs/2_flow/14_gate.measures.ipynb #53781f8d
 class Measured(NamedTuple):
     "What `measure` finds in n windows."
     values: np.ndarray      # (n, 9) in the order of `MEASURES`, NaN where there is none
-    texture: np.ndarray     # (n,), decades of power
+    texture: np.ndarray     # (n, 9), decades of power in the rings of each measure
     ends: np.ndarray        # (n,), share of the scene that is black or white
     factors: np.ndarray     # (n,)
 

@@ -18,7 +18,7 @@ from .measures import MEASURES, measure
 from ..model import InterFlow
 
 # %% ../../nbs/2_flow/15_gate.photographs.ipynb #d132a324
-VERSION, PARTS = 1, ('level', 'slope', 'within', 'between')
+VERSION, PARTS = 2, ('level', 'slope', 'within', 'between')
 
 
 def _fit_one(values, texture, kind):
@@ -40,8 +40,8 @@ def _fit_one(values, texture, kind):
 
 def _fit(scenes):
     "The four numbers of every measure at one factor: `scenes` a list of `Measured`."
-    texture = [scene.texture for scene in scenes]
-    return {name: _fit_one([scene.values[:, k] for scene in scenes], texture, kind)
+    return {name: _fit_one([scene.values[:, k] for scene in scenes],
+                           [scene.texture[:, k] for scene in scenes], kind)
             for k, (name, kind) in enumerate(MEASURES.items())}
 
 # %% ../../nbs/2_flow/15_gate.photographs.ipynb #7ee9b7cc
@@ -51,7 +51,7 @@ def _plain(found):
     fits = [_fit(measured) for measured in found.values()]
     measures = {name: {part: [round(float(fit[name][k]), 4) for fit in fits]
                        for k, part in enumerate(PARTS)} for name in MEASURES}
-    ends = [round(float(end), 4) for end in (texture.min(), texture.max())]
+    ends = [end.round(4).tolist() for end in (texture.min(0), texture.max(0))]
     return {'version': VERSION, 'factors': list(found), 'texture': ends, 'measures': measures}
 
 
@@ -79,7 +79,7 @@ def measure_photographs(
     return _plain(found)
 
 # %% ../../nbs/2_flow/15_gate.photographs.ipynb #22782fb8
-ANY: dict[str, Any] = {'version': VERSION, 'factors': [1.], 'texture': [0., 0.],
+ANY: dict[str, Any] = {'version': VERSION, 'factors': [1.], 'texture': [[0.] * 9] * 2,
                        'measures': {name: {'level': [kind.level], 'slope': [0.],
                                            'within': [kind.spread], 'between': [kind.spread]}
                                     for name, kind in MEASURES.items()}}
