@@ -62,7 +62,8 @@ def deviations(
         level, slope, within, between = _expected(measured, name, photographs)
         left = values - level - slope * texture
         left = left[np.isfinite(left)]
-        variance = between.mean() ** 2 + within.mean() ** 2 / max(len(left), 1) + MEASURES[name].floor ** 2
+        floor, count = MEASURES[name].floor, max(len(left), 1)
+        variance = between.mean() ** 2 + within.mean() ** 2 / count + floor ** 2
         wider = 1 + 3 * measured.ends.mean()
         rows.append((left.mean() if len(left) else 0., wider * math.sqrt(variance)))
     deviation, spread = np.array(rows).T
