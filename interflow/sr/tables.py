@@ -7,11 +7,11 @@ __all__ = ['camera_of', 'mean_of_means', 'summarise', 'format_table', 'plot_summ
 
 # %% ../../nbs/4_super_resolution/18_sr.tables.ipynb #6c7d0b23
 from collections.abc import Sequence
-from html import escape
 from typing import TYPE_CHECKING
 
 from ..core import InterflowError, make_generator
 from ..metrics import bootstrap_interval
+from ..pages import table as html_table
 from .scores import BASELINE, LABELS, MEASURES
 
 if TYPE_CHECKING:       # matplotlib is needed only where a figure is drawn
@@ -124,10 +124,7 @@ def _markdown(table: list[list[str]]) -> str:
 
 
 def _html(table: list[list[str]]) -> str:
-    tags = ['th'] + ['td'] * (len(table) - 1)
-    lines = [''.join(f'<{tag}>{escape(cell)}</{tag}>' for cell in line)
-             for line, tag in zip(table, tags)]
-    return '\n'.join(['<table>', *(f'<tr>{line}</tr>' for line in lines), '</table>'])
+    return html_table([dict(zip(table[0], line)) for line in table[1:]])
 
 # %% ../../nbs/4_super_resolution/18_sr.tables.ipynb #d27fcd03
 def plot_summary(

@@ -1,0 +1,67 @@
+"""Reports say what their numbers say: turned round, the sentences turn with them; and every page keeps what pages promise."""
+import re
+
+import pytest
+from test_pages import HOSTILE, check_page
+
+from interflow.core import InterflowError
+from interflow.sr.report import ENOUGH, findings, gain_of, say_gain, write_evaluation
+
+
+def rows_of(count=10, factors=(2., 3.), **networks):
+    "Rows of networks, each by its mean above 25 dB; scenes differ much, gains little."
+    return [{'network': name, 'factor': factor, 'scene': f'scene_{k}', 'psnr_y': 25 + k + factor + above + .1 * above * ((-1) ** k), 'ssim_y': .8}
+            for name, above in {'bicubic': 0., **networks}.items() for factor in factors for k in range(count)]
+
+
+def test_a_gain_has_the_sign_of_its_numbers():
+    rows = rows_of(up=.3, down=-.3, same=0.)
+    assert 'of “up” is 0.30 dB higher than that of “bicubic”' in say_gain(gain_of(rows, 'up', 'bicubic'))
+    assert 'of “bicubic” is 0.30 dB lower than that of “up”' in say_gain(gain_of(rows, 'bicubic', 'up'))
+    assert 'of “down” is 0.30 dB lower than that of “bicubic”' in say_gain(gain_of(rows, 'down', 'bicubic'))
+    assert 'No difference' in say_gain(gain_of(rows, 'same', 'bicubic'))
+
+
+def test_an_interval_with_zero_in_it_is_no_difference():
+    rows = rows_of(wild=.2)
+    for row in rows:
+        if row['network'] == 'wild':
+            row['psnr_y'] += 5 * (-1) ** int(row['scene'][6:])
+    said = say_gain(gain_of(rows, 'wild', 'bicubic'))
+    assert said.startswith('No difference in PSNR on Y') and 'higher' not in said and 'lower' not in said
+
+
+def test_few_scenes_prove_little_and_factors_are_no_scenes():
+    few, many = (gain_of(rows_of(count, (2., 2.5, 3.), up=.3), 'up', 'bicubic') for count in (ENOUGH - 1, ENOUGH))
+    assert few.scenes == 7 and few.factors == 3
+    assert 'prove little' in say_gain(few) and 'prove little' not in say_gain(many)
+    assert not any('above zero' in line for line in findings(rows_of(ENOUGH - 1, up=.3)))
+    assert 'above zero at 2 and below zero at 0 of 2 factors' in findings(rows_of(up=.3))[2]
+    assert 'above zero at 0 and below zero at 2 of 2 factors' in findings(rows_of(up=-.3))[2]
+
+
+def test_small_differences_are_no_zeros():
+    assert 'is 0.004 dB higher' in say_gain(gain_of(rows_of(up=.004), 'up', 'bicubic'))
+
+
+def test_the_best_is_the_best():
+    assert 'is that of “a”: 30.00 dB' in findings(rows_of(count=4, a=1., b=.5))[0] and 'of “a” is' in findings(rows_of(a=1., b=.5))[1]
+    assert 'is that of “b”' in findings(rows_of(a=-1., b=.5))[0]
+    assert 'is that of “bicubic”' in findings(rows_of(a=-1., b=-.5))[0] and '“b” is 0.50 dB lower' in findings(rows_of(a=-1., b=-.5))[1]
+    assert '“bicubic” and “a”' in findings(rows_of(a=0., b=-.5))[0], 'a tie has two'
+
+
+def test_equal_images_are_left_out():
+    rows = rows_of(up=.3)
+    rows[0]['psnr_y'] = next(row for row in rows if row['network'] == 'up')['psnr_y'] = float('inf')
+    assert .2 < gain_of(rows, 'up', 'bicubic').mean < .4
+    with pytest.raises(InterflowError, match='not measured on the same image'):
+        gain_of(rows, 'up', 'nobody')
+
+
+def test_the_page_of_an_evaluation(tmp_path):
+    rows = rows_of(**{HOSTILE: .3})
+    write_evaluation(tmp_path / 'page.html', rows, settings={HOSTILE: HOSTILE})
+    read = check_page(tmp_path / 'page.html')
+    assert read.tags.count('img') == 1 and read.tags.count('tr') == 3
+    assert re.search(r'0\.30 dB higher', read.text['p'])
