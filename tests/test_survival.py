@@ -299,6 +299,32 @@ def test_a_run_that_diverges_at_the_command_line(pairs, tmp_path):
 
 # ---------------------------------------------------------------- given longer
 
+def _train_twice(out, ready, end):
+    "Hold the folder in the middle of a training until told."
+    def waiting(step):
+        if step == 4:
+            ready.set()
+            end.wait(30)
+        return line_batches(step)
+    train_line(out, batches=waiting)
+
+
+def test_a_second_run_in_the_same_folder_is_refused_and_a_killed_one_holds_nothing(tmp_path):
+    undisturbed, _ = train_line(tmp_path / 'alone')
+    for killed in (False, True):
+        out, ready, end = tmp_path / f'run{killed}', FRESH.Event(), FRESH.Event()
+        first = FRESH.Process(target=_train_twice, args=(out, ready, end))
+        first.start()
+        assert ready.wait(30)
+        before = sorted(path.name for path in out.rglob('*'))
+        with pytest.raises(InterflowError, match='another run trains here'):
+            train_line(out)
+        assert sorted(path.name for path in out.rglob('*')) == before, 'nothing was swept away'
+        first.kill() if killed else end.set()
+        first.join(30)
+        assert torch.equal(train_line(out)[0], undisturbed), 'the folder is free again'
+
+
 def test_steps_may_grow_and_nothing_else(tmp_path, caplog):
     out = tmp_path / 'run'
     _, short = train_line(out)

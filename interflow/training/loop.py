@@ -7,7 +7,7 @@ __all__ = ['compiled', 'Objective', 'Training', 'take_step', 'begin', 'keep', 'f
 
 # %% ../../nbs/2_flow/25_training.loop.ipynb #ffb18b6c
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -42,7 +42,7 @@ from interflow.training.parallel import (
     writes,
 )
 from .settings import TrainConfig, decisive
-from .state import claim, load_state, save_state
+from .state import alone_in, claim, load_state, save_state
 from interflow.training.watching import (
     Pace,
     Watch,
@@ -263,14 +263,15 @@ def fit(
     """Train `model` in place and return its history.
 
     A run of the same `config` and `settings` in `out` is resumed (see `claim`). Raises
-    `InterflowError` for another run and where it is lost, `Interrupted` when a signal ended it.
+    `InterflowError` for another run, for one that is at work in `out`, and where it is lost, `Interrupted` when a signal ended it.
     Started by `torchrun`, several processes train one model; `batches` then take a share, too.
     """
-    training = begin(model, loss, config, out, settings or {}, device, watch, batches)
-    try:
-        with compiled(model, config.compile):
-            _run(training, batches)
-    finally:
-        close_logs(training.accelerator)
+    with alone_in(Path(out)) if writes() else nullcontext():
+        training = begin(model, loss, config, out, settings or {}, device, watch, batches)
+        try:
+            with compiled(model, config.compile):
+                _run(training, batches)
+        finally:
+            close_logs(training.accelerator)
     take_average(model.eval(), training.average)
     return training.guard.history
