@@ -263,7 +263,8 @@ def fit(
     """Train `model` in place and return its history.
 
     A run of the same `config` and `settings` in `out` is resumed (see `claim`). Raises
-    `InterflowError` for another run, for one that is at work in `out`, and where it is lost, `Interrupted` when a signal ended it.
+    `InterflowError` for another run, for one that is at work in `out` and where it is lost,
+    `Interrupted` when a signal ended it.
     Started by `torchrun`, several processes train one model; `batches` then take a share, too.
     """
     with alone_in(Path(out)) if writes() else nullcontext():

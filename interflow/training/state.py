@@ -129,7 +129,7 @@ def load_state(
 # %% ../../nbs/2_flow/19_training.state.ipynb #feab99d5
 def _hold(out):
     "A handle that holds a folder against other processes, as far as its disk knows of that."
-    import fcntl      # on Linux and macOS
+    import fcntl  # on Linux and macOS
     handle = os.open(out, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
