@@ -5,6 +5,7 @@ import pytest
 from test_pages import HOSTILE, check_page
 
 from interflow.core import InterflowError
+from interflow.judging import Judgement, verdict, write_judgement_page
 from interflow.sr.report import ENOUGH, findings, gain_of, say_gain, write_evaluation
 
 
@@ -65,3 +66,36 @@ def test_the_page_of_an_evaluation(tmp_path):
     read = check_page(tmp_path / 'page.html')
     assert read.tags.count('img') == 1 and read.tags.count('tr') == 3
     assert re.search(r'0\.30 dB higher', read.text['p'])
+
+
+def summary_of(ratios, told, sharp, perfect=(.97, 1.02)):
+    "A summary as `summarise_rows` gives it, of two factors."
+    rows = []
+    for kind, numbers in (('generated', ratios), ('perfect', perfect)):
+        rows += [{'factor': 2. + k, 'images': kind, 'scenes': 3, 'ratio': ratio, 'spectrum': .4, 'sharpness': sharp[k],
+                  'accuracy': told and told[k], 'chance': told and .05} for k, ratio in enumerate(numbers)]
+    return rows
+
+
+def test_a_verdict_turns_with_its_numbers():
+    calm = verdict(summary_of((.42, .5), (.8, .53), (-.03, -.01)))
+    wild = verdict(summary_of((1.4, 1.5), (.5, .53), (.03, .01)))
+    assert 'is 0.42 to 0.50 times that of true shots; other true shots score 0.97 to 1.02' in calm[0] and 'is 1.40 to 1.50 times' in wild[0]
+    assert 'in 53 to 80 % of the cases; at 1 of 2 factors that is no more than chance' in calm[1] and 'at 2 of 2 factors' in wild[1]
+    assert 'differs by -3.0 to -1.0 %' in calm[2] and '+1.0 to +3.0 %' in wild[2]
+    assert 'was not tested' in verdict(summary_of((1., 1.), None, (0., 0.)))[1]
+
+
+def test_a_verdict_on_pairs():
+    rows = [{'factor': 2., 'images': 'generated', 'noise': 1.5, 'true_noise': 2.5, 'sharpness': .1, 'accuracy': None, 'chance': None}]
+    said = verdict(rows)
+    assert 'is 1.50 grey levels; of the true ones 2.50' in said[0] and said[2].endswith('+10.0 % from that of true images.')
+
+
+def test_the_page_of_a_judgement(tmp_path):
+    summary = summary_of((.42, .5), (.8, .53), (-.03, -.01))
+    curve = {'spectrum': [.1] * 32, 'transfer': [.5] * 32, 'true_transfer': [.5] * 32}
+    judgement = Judgement([], summary, {(row['images'], row['factor']): curve for row in summary})
+    write_judgement_page(judgement, tmp_path / 'page.html', {'judged': HOSTILE})
+    read = check_page(tmp_path / 'page.html')
+    assert read.tags.count('img') == 1 and read.tags.count('tr') == 5 and HOSTILE.replace('"', '\\"') in read.text['pre']

@@ -22,7 +22,9 @@ from interflow.judging.report import (  # noqa: F401  one door to all of them
     format_judgement,
     is_judgement,
     judgement_files,
+    verdict,
     write_judgement,
+    write_judgement_page,
 )
 from interflow.judging.scenes import (  # noqa: F401
     BORDER,
