@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['WHOLE', 'SILENCE', 'AGAIN', 'JOBS', 'Engine', 'Processes', 'said_by', 'check_seen', 'Share', 'split_share',
-           'import_ray', 'connect', 'put_once', 'outcome', 'call', 'RayEngine', 'ray_engine']
+           'import_ray', 'connect', 'outcome', 'call', 'RayEngine', 'ray_engine']
 
 # %% ../nbs/1_photographs/24_clusters.ipynb #f3c45cf2
 import importlib
@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 
-from .core import InterflowError, explain, in_processes
+from .core import InterflowError, explain, in_processes, put_once
 
 # %% ../nbs/1_photographs/24_clusters.ipynb #767ecca1
 class Engine(Protocol):
@@ -167,20 +167,6 @@ def connect(
                              f'({reason[:120]}); begin one with ray start --head, or check the '
                              'address') from None
     return ray
-
-# %% ../nbs/1_photographs/24_clusters.ipynb #b49ce027
-def put_once(
-    put: Callable[[Any], Any],      # object -> reference, such as `ray.put`
-    jobs: Iterable[tuple],          # arguments, a tuple for each job
-) -> list[tuple]:
-    "The jobs with a reference in place of each object that several of them have in common."
-    jobs = list(jobs)
-    counts = Counter(id(part) for job in jobs for part in job)
-    common: dict[int, Any] = {}
-    for part in (part for job in jobs for part in job):
-        if counts[id(part)] > 1 and id(part) not in common:
-            common[id(part)] = put(part)
-    return [tuple(common.get(id(part), part) for part in job) for job in jobs]
 
 # %% ../nbs/1_photographs/24_clusters.ipynb #81688b5d
 def outcome(

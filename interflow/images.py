@@ -4,12 +4,14 @@
 
 # %% auto #0
 __all__ = ['SUFFIXES', 'open_image', 'stored_bits', 'mode_of', 'reduce_bits', 'read_pixels', 'to_tensor', 'to_pixels',
-           'in_8_bits', 'read_image', 'encode_pixels', 'encode_image', 'write_image', 'list_images', 'pad_to_multiple',
-           'check_image', 'show']
+           'in_8_bits', 'read_image', 'encode_pixels', 'encode_image', 'write_image', 'list_images', 'data_folder',
+           'photographs', 'pad_to_multiple', 'check_image', 'show']
 
 # %% ../nbs/1_photographs/02_images.ipynb #a30acf97
+import os
 import warnings
 from collections.abc import Sequence
+from importlib import resources
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -220,6 +222,17 @@ def list_images(folder: str | Path) -> list[Path]:
         raise InterflowError(f'{folder}: holds no image; '
                              'put PNG, WebP, JPEG, TIFF or BMP files there')
     return found
+
+# %% ../nbs/1_photographs/02_images.ipynb #b0a33162
+def data_folder() -> Path:
+    "The repository's `data` folder, or the one that the variable INTERFLOW_DATA names."
+    here = Path(str(resources.files('interflow'))).resolve().parent / 'data'
+    return Path(os.environ.get('INTERFLOW_DATA') or here)
+
+
+def photographs(split: str = 'train') -> list[Path]:
+    "The photographs that come with the repository; `split` is 'train', 'val' or 'test'."
+    return list_images(data_folder() / 'photos' / split)
 
 # %% ../nbs/1_photographs/02_images.ipynb #61e207c3
 def _mirror_indices(size, extra, device):
