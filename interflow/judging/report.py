@@ -188,10 +188,10 @@ def verdict(
     made, perfect = ([row for row in summary if row['images'] == kind]
                      for kind in ('generated', 'perfect'))
     sharp = span([100 * row['sharpness'] for row in made], '+.1f')
-    off = f', and their spectrum of noise is off by {span([row["spectrum"] for row in made])} dB'
+    off = [row['spectrum'] for row in made if 'spectrum' in row]
+    noise = f', and their spectrum of noise is off by {span(off)} dB' if off else ''
     return [_noise(made, perfect), _told(made),
-            f'Their sharpness (MTF50) differs by {sharp} % from that of true images'
-            f'{off if "spectrum" in made[0] else ""}.']
+            f'Their sharpness (MTF50) differs by {sharp} % from that of true images{noise}.']
 
 # %% ../../nbs/3_degradation/14_judging.report.ipynb #51583b86
 _TITLES = {'true_noise': 'noise of true', 'true_found_factor': 'factor of true'}    # else twice
