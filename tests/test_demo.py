@@ -1,4 +1,4 @@
-"""The demo: one seed decides all, jobs side by side, honest measures, and a page with all of it."""
+"""The demo: one seed decides all, the same bytes from any number of processes, honest measures, and a page with all of it."""
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -7,14 +7,13 @@ import pytest
 import torch
 
 import interflow.demo
-from interflow.core import InterflowError, data_folder, make_generator, write_json
+from interflow.core import InterflowError, data_folder, make_generator, read_json, write_json
 from interflow.data import Scene
 from interflow.demo import (
     DemoConfig,
     Found,
     known,
     run_demo,
-    side_by_side,
     smoke_config,
     story,
     table_html,
@@ -23,6 +22,7 @@ from interflow.demo import (
 from interflow.demo.plan import shipped_flow
 from interflow.demo.quality import GENERATORS, MEASURES, generation_means, judge_stack
 from interflow.demo.report import busiest, smooth
+from interflow.demo.stages import train_all
 from interflow.model import InterFlowConfig
 from interflow.sr.scores import read_rows
 
@@ -68,13 +68,35 @@ def test_only_photographed_factors_are_known():
     assert list(seen.lr) == [2., 4.] and len(scene.lr) == 3
 
 
-def test_jobs_run_side_by_side_and_a_lost_one_stops_nobody(tmp_path):
-    before = dict(os.environ)
-    side_by_side(os.mkdir, [(tmp_path / name,) for name in ('a', 'a', 'b')], 2)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ['a', 'b']
-    assert dict(os.environ) == before
-    side_by_side(os.mkdir, [(tmp_path / 'c',)], 1)
-    assert not (tmp_path / 'c').exists(), 'one process: the caller does it'
+def files(out):
+    "What a demo made, without what tells of time: logs, states and the page."
+    kept = [*out.glob('*.csv'), *out.glob('*.txt'), *out.glob('*.png'), *out.rglob('model/*'), *out.rglob('history.json')]
+    return {str(path.relative_to(out)): path.read_bytes() for path in kept}
+
+
+def test_one_process_and_two_make_the_same_bytes(tmp_path, monkeypatch):
+    "Sets have their own test of it (test_simulation, test_sets): here they are made by one process."
+    for name in ('make_data', 'make_sources'):
+        real = getattr(interflow.demo, name)
+        monkeypatch.setattr(interflow.demo, name, lambda *rest, real=real: real(*rest[:-1], 1))
+    run = smoke_config()
+    run = replace(run, generated=(3.0,), judged=(3.0,), tuning=replace(run.tuning, steps=3), sr=replace(run.sr, steps=4))
+    made = {}
+    for processes, threads in ((1, 2), (2, 1)):
+        monkeypatch.setenv('OMP_NUM_THREADS', str(threads))
+        torch.set_num_threads(threads)
+        run_demo(tmp_path / str(processes), run, 'cpu', processes)
+        made[processes] = files(tmp_path / str(processes))
+    torch.set_num_threads(1)
+    assert sum('safetensors' in name for name in made[1]) >= 7 and 'sr.csv' in made[1] and 'generation.csv' in made[1]
+    assert made[1].keys() == made[2].keys()
+    assert not [name for name, data in made[1].items() if made[2][name] != data]
+
+
+def test_a_training_that_fails_ends_all_with_its_line(tmp_path):
+    with pytest.raises(InterflowError, match='^no.json: no such file; check the path$'):
+        train_all([(read_json, 'no.json'), (os.mkdir, tmp_path / 'later')], 2, tmp_path, 1)
+    assert not (tmp_path / 'later').exists()
 
 
 def test_other_shots_are_perfect_and_faults_are_seen():

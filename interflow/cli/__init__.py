@@ -73,6 +73,8 @@ class DemoOptions:
              'little further')]
     Smoke = Annotated[bool, typer.Option(
         help='two scenes and a few steps: only shows that all parts work together')]
+    Processes = Annotated[int, typer.Option(
+        min=0, help='processes on this machine; 0: one on a GPU, else one a core')]
 
 
 @app.command()
@@ -83,13 +85,14 @@ def demo(
     device: Device = 'cpu',
     from_scratch: DemoOptions.FromScratch = False,
     smoke: DemoOptions.Smoke = False,
+    processes: DemoOptions.Processes = 0,
 ) -> None:
     """The whole paper on the embedded photographs: simulate, train, generate, train SR, evaluate,
-    report."""
+    report. The same bytes with any number of processes."""
     from interflow.demo import DemoConfig, run_demo, smoke_config
     settings = smoke_config() if smoke else DemoConfig()
     report = run_demo(out, replace(settings, seed=seed, camera=camera, from_scratch=from_scratch),
-                      device)
+                      device, processes)
     typer.echo((report.parent / 'sr.txt').read_text(encoding='utf-8'))
     typer.echo(f'The report: {report.resolve()}')
 

@@ -15,16 +15,23 @@ from typing import Any
 import torch
 
 from ..checkpoints import fingerprint
-from ..core import pick_device, read_json, write_json
+from ..core import best_processes, one_thread, pick_device, read_json, write_json
 from ..data import begin_folder
 from .plan import DemoConfig, shipped_flow, story
 from .quality import judge_generation
 from .report import Found, draw, write_report
-from .stages import chosen_photographs, known, make_data, make_sources, train_networks
-from ..sr.scores import evaluate
-from ..training import plain, train_flow
+from interflow.demo.stages import (
+    chosen_photographs,
+    make_data,
+    make_sources,
+    score_networks,
+    train_first,
+    train_networks,
+)
+from ..training import plain
 
 # %% ../../nbs/6_using/05_demo.ipynb #6bf0376b
+from ..crew import side_by_side as side_by_side
 from .plan import smoke_config as smoke_config
 from .quality import COLOURS as COLOURS
 from .quality import GENERATORS as GENERATORS
@@ -45,7 +52,7 @@ from .report import save_figure as save_figure
 from .report import smooth as smooth
 from .report import strip_figure as strip_figure
 from .report import table_html as table_html
-from .stages import side_by_side as side_by_side
+from .stages import known as known
 
 # %% ../../nbs/6_using/05_demo.ipynb #16c76d91
 class Clock:
@@ -78,8 +85,9 @@ def run_demo(
     out: str | Path,                    # folder of the result
     config: DemoConfig | None = None,   # None: all of it, as `interflow demo` does
     device: str | torch.device = 'auto',
+    processes: int = 0,                 # at the same time, of one thread each; 0: what is best
 ) -> Path:                              # of report.html
-    """The whole paper in one walk.
+    """The whole paper in one walk. Its bytes do not depend on `processes`.
 
     Writes settings.json, strip.png, generation.png and .csv, sr.png, sr_crops.png, sr.csv, sr.txt,
     losses.png, times.json and report.html beside the data, the models and the networks.
@@ -88,28 +96,36 @@ def run_demo(
     sizes.
     """
     out, device, config = Path(out), pick_device(device), config or DemoConfig()
+    processes = processes or _best(config, device)
     init = shipped_flow(config)
     settings = plain({**asdict(config), 'init': init and fingerprint(init)})
     begin_folder(out, settings, 'settings.json')
     report, clock = out / 'report.html', Clock(out / 'times.json')
     if not report.exists():
-        found = _walk(out, config, device, init, clock)
-        clock.run('draw the figures', draw, out, config, found)
+        with one_thread(device):
+            found = _walk(out, config, device, init, clock, processes)
+            clock.run('draw the figures', draw, out, config, found)
         write_report(out, config, found, clock.seconds)
     return report
 
 
-def _walk(out, config, device, init, clock) -> Found:
+def _best(config, device):
+    "One process for a demo that is done before others would have started."
+    return best_processes(device, range(6), most=6) if config.sr.steps >= 100 else 1
+
+# %% ../../nbs/6_using/05_demo.ipynb #15fa2249
+def _walk(out, config, device, init, clock, processes) -> Found:
     "The stages, one after the other; each is timed and resumes by itself."
-    train, test = clock.run('photograph the scenes', make_data, out, config)
+    train, test = clock.run('photograph the scenes', make_data, out, config, processes)
     print(f'The flow: {story(config)}.')
-    pairs, place = known(train, config.trained), out / 'flow'
-    model, history = clock.run('train the flow', train_flow, pairs, place, config.model,
-                               config.training, config.loss, device, init)
-    sources = clock.run('generate', make_sources, model, train, out, config, device)
+    model, history = clock.run('train the flow and two networks', train_first, train, out, config,
+                               device, init, processes)
+    sources = clock.run('generate', make_sources, model, train, out, config, device, processes)
     networks, histories = clock.run('train the SR networks', train_networks, sources, out,
-                                    config, device)
+                                    config, device, processes)
     photos = chosen_photographs('test', out, config)
-    rows = clock.run('judge the generated images', judge_generation, model.cpu(), photos, config)
-    results = clock.run('evaluate the SR networks', evaluate, networks, test, config.judged)
+    rows = clock.run('judge the generated images', judge_generation, model.cpu(), photos, config,
+                     processes)
+    results = clock.run('evaluate the SR networks', score_networks, list(networks), test, out,
+                        config, device, processes)
     return Found(model, train, test, photos, history, networks, histories, rows, results)

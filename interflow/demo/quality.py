@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['GENERATORS', 'MEASURES', 'SHOTS', 'COLOURS', 'STYLES', 'PANELS', 'keep_shots', 'make_images', 'judge_stack',
-           'judge_generation', 'mean_of', 'generation_means', 'quality_figure']
+           'judge_photo', 'judge_generation', 'mean_of', 'generation_means', 'quality_figure']
 
 # %% ../../nbs/6_using/03_demo.quality.ipynb #17fd7b62
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from ..core import progress
+from ..crew import side_by_side
 from .plan import DemoConfig
 from ..judging import draw_images, open_studio
 from ..metrics import mtf50
@@ -65,22 +65,31 @@ def judge_stack(
     return dict(zip(MEASURES, values))
 
 # %% ../../nbs/6_using/03_demo.quality.ipynb #d106bf5d
+def judge_photo(
+    model: InterFlow,           # on the CPU
+    photo: Path,
+    config: DemoConfig,
+) -> list[dict]:                # as `judge_generation` returns them
+    "How realistic every way is on one photograph."
+    rows, studio = [], keep_shots(open_studio(photo, config.camera, config.seed))
+    hr = studio.view.crop(studio.photo)
+    for factor in config.judged:
+        true = studio.view.crop(studio.shots(factor, range(1, 1 + SHOTS)))
+        for path in GENERATORS:
+            values = judge_stack(make_images(model, studio, path, factor), true, hr)
+            rows.append({'scene': studio.name, 'factor': factor, 'path': path, **values})
+    return rows
+
+
 def judge_generation(
     model: InterFlow,           # on the CPU
     photos: Sequence[Path],     # the test photographs
     config: DemoConfig,
+    processes: int = 1,         # at the same time
 ) -> list[dict]:                # scene, factor, path, and `MEASURES`
-    "How realistic every way is, measured against independent shots."
-    rows = []
-    for photo in progress(photos, description='judge the generated images', unit='scene'):
-        studio = keep_shots(open_studio(photo, config.camera, config.seed))
-        hr = studio.view.crop(studio.photo)
-        for factor in config.judged:
-            true = studio.view.crop(studio.shots(factor, range(1, 1 + SHOTS)))
-            for path in GENERATORS:
-                values = judge_stack(make_images(model, studio, path, factor), true, hr)
-                rows.append({'scene': studio.name, 'factor': factor, 'path': path, **values})
-    return rows
+    "How realistic every way is, measured against independent shots; photographs side by side."
+    jobs, title = [(model, photo, config) for photo in photos], 'judge the generated images'
+    return sum(side_by_side(judge_photo, jobs, processes, photos[0].parent, title, 'scene'), [])
 
 # %% ../../nbs/6_using/03_demo.quality.ipynb #13d3b8f2
 def mean_of(
