@@ -67,7 +67,7 @@ def judge_stack(
 # %% ../../nbs/6_using/03_demo.quality.ipynb #d106bf5d
 def judge_photo(
     model: InterFlow,           # on the CPU
-    photo: Path,
+    photo: Path,                # a test photograph
     config: DemoConfig,
 ) -> list[dict]:                # as `judge_generation` returns them
     "How realistic every way is on one photograph."

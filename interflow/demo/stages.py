@@ -48,7 +48,7 @@ def chosen_photographs(
 def make_data(
     out: Path,              # the demo's folder
     config: DemoConfig,
-    processes: int = 1,     # at the same time, here and below
+    processes: int = 1,     # at the same time
 ) -> list[list[Scene]]:     # of the train set and the test set
     "The simulated train and test sets."
     sets = {'train': sorted({*config.trained, *config.generated}),
@@ -83,8 +83,8 @@ def make_sources(
     train: Sequence[Scene],     # with all factors
     out: Path,                  # the demo's folder; the sets go to out/generated
     config: DemoConfig,
-    device: str | torch.device,
-    processes: int = 1,
+    device: str | torch.device,     # as `pick_device` knows it
+    processes: int = 1,     # at the same time
 ) -> dict[str, list[Source]]:
     "The six data sets to train SR networks on, by name."
     made, seen = {}, known(train, config.trained)
@@ -114,7 +114,7 @@ def train_all(
     trainings: Sequence[tuple],     # a function of the library and its arguments
     steps: int,                     # of all of them
     out: Path,                      # the demo's folder
-    processes: int = 1,
+    processes: int = 1,     # at the same time
 ) -> list[Any]:                     # what each training returned
     "Train, side by side. `InterflowError` of the first that fails, which ends all."
     title = f'train {len(trainings)} networks, {processes} at a time'
@@ -132,9 +132,9 @@ def train_first(
     train: Sequence[Scene],     # with all factors
     out: Path,                  # the demo's folder; the runs go to out/flow and out/sr
     config: DemoConfig,
-    device: str | torch.device,
+    device: str | torch.device,     # as `pick_device` knows it
     init: InterFlow | None,     # a trained flow to start from
-    processes: int = 1,
+    processes: int = 1,     # at the same time
 ) -> tuple[InterFlow, Rows]:    # and its history
     "The flow, and meanwhile the SR networks that do not need it."
     flow = (train_flow, known(train, config.trained), out / 'flow', config.model, config.training,
@@ -148,8 +148,8 @@ def train_networks(
     sources: Mapping[str, list[Source]],
     out: Path,                  # the demo's folder; the runs go to out/sr
     config: DemoConfig,
-    device: str | torch.device,
-    processes: int = 1,
+    device: str | torch.device,     # as `pick_device` knows it
+    processes: int = 1,     # at the same time
 ) -> tuple[dict[str, nn.Module], dict[str, Rows]]:      # networks and histories, by name
     "An SR network for each of the `sources`."
     trainings = _trainings(sources, out, config, device)
@@ -174,8 +174,8 @@ def score_networks(
     test: Sequence[Scene],
     out: Path,                  # the demo's folder, with the trained networks
     config: DemoConfig,
-    device: str | torch.device,
-    processes: int = 1,
+    device: str | torch.device,     # as `pick_device` knows it
+    processes: int = 1,     # at the same time
 ) -> Rows:
     "`evaluate` of all networks on all scenes, side by side."
     folders = {name: sr_place(out, name) / 'model' for name in names}
