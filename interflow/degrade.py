@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TRIES', 'as_floats', 'key_of', 'factors_of', 'draw_factor', 'check_settings', 'Degrade', 'pairs_of']
 
-# %% ../nbs/3_degradation/36_degrade.ipynb #0a5e6f95
+# %% ../nbs/3_degradation/36_degrade.ipynb #cfa4478d
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -37,7 +37,7 @@ from interflow.sets.plans import (
     parse_wanted,
 )
 
-# %% ../nbs/3_degradation/36_degrade.ipynb #f07d7c16
+# %% ../nbs/3_degradation/36_degrade.ipynb #b5c3540e
 def as_floats(
     crops: Tensor,      # (..., 3, H, W): uint8, or floats in [0, 1]
 ) -> Tensor:            # floats in [0, 1]; those that are given stay as they are
@@ -61,7 +61,7 @@ def key_of(
     pixels = to_pixels(as_floats(crop).float())
     return hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest()[:16]
 
-# %% ../nbs/3_degradation/36_degrade.ipynb #d97d1866
+# %% ../nbs/3_degradation/36_degrade.ipynb #1437406e
 def factors_of(
     factors: float | Sequence[float] | str,     # a number, several, or 'random:2.1:3.75'
 ) -> tuple[Wanted, ...]:
@@ -83,7 +83,7 @@ def draw_factor(
     job = Job(f'{key}', epoch, wanted[int(which)], '', '', '')
     return factor_of(job, seed, size)
 
-# %% ../nbs/3_degradation/36_degrade.ipynb #2377ace2
+# %% ../nbs/3_degradation/36_degrade.ipynb #5e31d4ea
 def check_settings(
     model: InterFlow,
     wanted: tuple[Wanted, ...],
@@ -98,7 +98,7 @@ def check_settings(
     for factor in {bound for entry in wanted for bound in (entry.low, entry.high)}:
         model.prior.locate(factor)
 
-# %% ../nbs/3_degradation/36_degrade.ipynb #6d72415e
+# %% ../nbs/3_degradation/36_degrade.ipynb #57d3969a
 def _make(degrade, hr, lr, keys, attempt=0):
     "LR crops (B, 3, H, W) of HR crops, floats where the flow is, not clipped; and their factors."
     like, size, epoch = degrade.model.prior.means, hr.shape[-2:], degrade.epoch
@@ -133,9 +133,35 @@ def _passing(degrade, hr, lr, keys):
             passed[i] = passes(i)
     return torch.stack(made), factors, passed
 
-# %% ../nbs/3_degradation/36_degrade.ipynb #df42c2cd
+# %% ../nbs/3_degradation/36_degrade.ipynb #a4889ac5
+def _packed(model):
+    "All that a flow is."
+    weights = {name: value.cpu().contiguous() for name, value in model.state_dict().items()}
+    device = str(model.prior.means.device)
+    return type(model), model.config, save(weights), model.photographs, device
+
+
+def _unpacked(kind, config, weights, photographs, device):
+    "The flow that was `_packed`."
+    model = kind(config)
+    model.load_state_dict(load(weights))
+    model.photographs = photographs
+    return model.to(device).eval()
+
+
+class _Pairs(Dataset[dict[str, Tensor]]):
+    "What travels to another process."
+    model: InterFlow
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {'model': _packed(self.model)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state | {'model': _unpacked(*state['model'])})
+
+# %% ../nbs/3_degradation/36_degrade.ipynb #2b5dc43e
 @dataclass(eq=False, repr=False)
-class Degrade(Dataset[dict[str, Tensor]]):
+class Degrade(_Pairs):
     """HR crops -> pairs `{'hr', 'lr', 'factor'}`, a function of seed, epoch and crop.
 
     Call it with crops, or index it as a data set of `crops`. `lr` lies on the grid of `hr` and
@@ -181,31 +207,9 @@ class Degrade(Dataset[dict[str, Tensor]]):
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Tensor]]:
-        keys = [int(index) for index in indices]
-        return pairs_of(self, [_item(_crops(self), key) for key in keys], keys)
+        return pairs_of(self, [_item(_crops(self), i) for i in indices], [int(i) for i in indices])
 
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {'model': _packed(self.model)}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state | {'model': _unpacked(*state['model'])})
-
-# %% ../nbs/3_degradation/36_degrade.ipynb #54083908
-def _packed(model):
-    "All that a flow is."
-    weights = {name: value.cpu().contiguous() for name, value in model.state_dict().items()}
-    device = str(model.prior.means.device)
-    return type(model), model.config, save(weights), model.photographs, device
-
-
-def _unpacked(kind, config, weights, photographs, device):
-    "The flow that was `_packed`."
-    model = kind(config)
-    model.load_state_dict(load(weights))
-    model.photographs = photographs
-    return model.to(device).eval()
-
-# %% ../nbs/3_degradation/36_degrade.ipynb #075334dd
+# %% ../nbs/3_degradation/36_degrade.ipynb #27430a74
 def _like(made, hr, eight_bits):
     "Crops in the kind of `hr`, clipped."
     made = in_8_bits(made) if eight_bits or hr.dtype == torch.uint8 else made.clamp(0, 1)
@@ -232,7 +236,7 @@ def _pairs(degrade, hr, keys, lr):
     pairs = {'hr': hr, 'lr': _like(made, hr, degrade.eight_bits), 'factor': factor}
     return pairs | ({'passed': torch.tensor(passed[0])} if passed else {})
 
-# %% ../nbs/3_degradation/36_degrade.ipynb #64b7a22b
+# %% ../nbs/3_degradation/36_degrade.ipynb #8d6216f5
 def _crops(degrade):
     if degrade.crops is None:
         raise InterflowError('crops: none given, so this Degrade is a function and no data set; '
