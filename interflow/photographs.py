@@ -50,6 +50,7 @@ class Photograph:
     profile: bytes | None = None        # ICC profile of the pixels; None: they are sRGB
     notices: tuple[str, ...] = ()       # what was changed, a few words each
     stored: bool = False                # whether the file has these very pixels, as 8-bit RGB
+    grey: bool = False                  # whether the file has one channel of brightness
 
     def srgb(self) -> 'Photograph':
         "The same in sRGB, without a profile; a notice says what was changed, or could not be."
@@ -64,7 +65,8 @@ class Photograph:
             words = f'{name or "its colour profile"}, converted to sRGB'
         except _BROKEN:
             words = 'its colour profile is broken; the colours are taken as sRGB'
-        return Photograph(pixels, self.alpha, None, (*self.notices, words))
+        return replace(self, pixels=pixels, profile=None, notices=(*self.notices, words),
+                       stored=False)
 
 # %% ../nbs/1_photographs/11_photographs.ipynb #f67fe9fd
 def _by_profile(image, profile):
@@ -89,6 +91,7 @@ def _as_rgb(image):
     return image.convert('RGB'), profile, ', read as RGB'
 
 # %% ../nbs/1_photographs/11_photographs.ipynb #4334ee28
+_GREY = ('L', 'LA', 'La', '1')
 _READ = ('RGB', 'RGBA', 'RGBa', 'RGBX', 'L', 'LA', 'La', '1', 'P', 'PA', 'CMYK', 'YCbCr')
 
 
@@ -137,7 +140,7 @@ def read_photograph(
     notices = ('' if plain else f'{kind or "RGB"}{how}', words,
                'the first of several pictures in the file' if several else '')
     return Photograph(np.asarray(rgb)[..., :3], alpha, profile, tuple(filter(None, notices)),
-                      plain and not (turned or tiff or several))
+                      plain and not (turned or tiff or several), shallow.mode in _GREY)
 
 # %% ../nbs/1_photographs/11_photographs.ipynb #3756327a
 _TAGS = (b'eXIf', b'Raw profile', b'adobe.xmp', b'acTL')     # PNG: orientation, or several pictures

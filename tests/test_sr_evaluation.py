@@ -141,18 +141,44 @@ def test_summaries_of_different_images_are_refused():
 
 
 def test_tables():
-    summary = summarise(rows_of(bicubic=[20., 25., 30.], better=[21., 26., 31.],
-                                same=[20.1, 24.9, 30.], **{'<b>': [19., 24., 29.]}))
+    base = [18., 20., 22., 24., 26., 28., 30., 32.]
+    values = dict(bicubic=base, better=[value + 1 for value in base],
+                  same=[value + .1 * (-1) ** i for i, value in enumerate(base)],
+                  **{'<b>': [value - 1 for value in base]})
+    summary = summarise(rows_of(**values))
     text, markdown, html = (format_table(summary, style) for style in ('text', 'markdown', 'html'))
     lines = {line.split()[0]: line for line in text.splitlines()}
     assert '(+1.00*)' in lines['better']
     assert '(+0.00)' in lines['same']
     assert '(-1.00*)' in lines['<b>']
     assert '25.00 / 0.6250' in lines['bicubic']
-    assert [line.count('|') for line in markdown.splitlines()] == [3] * 6
+    assert [line.count('|') for line in markdown.splitlines()] == [3] * 6, markdown
     assert '&lt;b&gt;' in html and '<b>' not in html and html.count('<tr>') == 5
     with pytest.raises(InterflowError):
         format_table(summary, 'latex')
+    few = summarise(rows_of(**{name: some[:7] for name, some in values.items()}))
+    for style in ('text', 'markdown', 'html'):
+        told = format_table(few, style)
+        assert '*' not in told and told.splitlines()[-1].count('No stars: 7 images') == 1, style
+    assert 'No stars' not in text
+
+
+def test_an_image_that_equals_the_truth_does_not_end_it(tmp_path):
+    "Its PSNR is infinite: so are mean and upper end, in the table and in the CSV; two of them differ by nothing."
+    inf = math.inf
+    rows = rows_of(bicubic=[20., 25., 30.], net=[inf, 26., 31.], same=[inf, 26., 31.], odd=[20., inf, -inf])
+    line = {one['network']: one for one in summarise(rows)}
+    assert line['net']['psnr_y'] == line['net']['psnr_y_high'] == line['net']['psnr_y_gain'] == inf
+    assert line['net']['psnr_y_low'] == pytest.approx(26, abs=2) and line['net']['psnr_y_gain_low'] >= 1
+    beside = {one['network']: one for one in summarise(rows, rival='net')}
+    assert beside['same']['psnr_y_gain'] == beside['same']['psnr_y_gain_high'] == 0
+    assert (line['odd']['psnr_y_low'], line['odd']['psnr_y_high']) == (-inf, inf)
+    text = format_table(summarise(rows))
+    assert 'inf / ' in text and '(+inf)' in text and 'nan' not in text
+    write_csv(tmp_path / 'rows.csv', rows)
+    assert ',inf,' in (tmp_path / 'rows.csv').read_text() and read_rows(tmp_path / 'rows.csv') == rows
+    assert largest_gap(rows, 'net', 'same') == ('s0', 3.)
+    plot_summary(summarise(rows[:9]))
 
 
 def test_figures(pairs):

@@ -143,7 +143,7 @@ def test_train_evaluate_upscale_export(place, monkeypatch, capsys):
     assert Image.open(io.BytesIO((place / 'crops.png').read_bytes())).width > 300
 
 
-FAULTS = {'network': ('train-sr pairs out --network srcnn', ['srcnn', 'unknown', 'swinir']),
+FAULTS = {'network': ('train-sr pairs out --network srcnn', ['srcnn', 'swinir']),
           'preset': ('train-sr pairs out --preset huge', ['huge', 'tiny']),
           'weights': ('train-sr pairs out --weights 1,2', ['1,2', 'give 1']),
           'no source': ('train-sr pairs out --weights 0', ['sources', 'at least one']),
@@ -165,7 +165,7 @@ FAULTS = {'network': ('train-sr pairs out --network srcnn', ['srcnn', 'unknown',
           'rival': ('evaluate rcan pairs --rival vdsr --csv out', ['vdsr', 'rcan', 'bicubic']),
           'weights of another': ('upscale swinir:vdsr.pth photos out', ['SwinIR', 'weights']),
           'no weights': ('upscale vdsr:absent.pth photos out', ['absent.pth', 'no such file']),
-          'factor': ('upscale rcan photos out --factor 6', ['factor 6', '2.1 to 3.75']),
+          'factor': ('upscale rcan photos out --factor 6', ['factor 6', '2.1, 3.75', 'LIIF']),
           'factor below one': ('upscale rcan photos out --factor 0.5', ['0.5', 'above 1']),
           'a picture too small': ('upscale rcan dots out --factor 2', ['dot.png', '4 pixels']),
           'no picture': ('upscale rcan texts out', ['a.png', 'not a readable image']),

@@ -11,9 +11,7 @@ from typing import Annotated
 
 import typer
 
-from .options import Out, app
-from ..core import tell
-from ..data import parse_factors
+from .options import Out, app, examples
 from ..files import LeftAside
 
 # %% ../../nbs/6_using/13_cli.align.ipynb #92234613
@@ -31,7 +29,8 @@ class AlignOptions:
         min=1, help='at the same time, about 1 GB each  [default: what is worth it]')]
 
 # %% ../../nbs/6_using/13_cli.align.ipynb #1b3beb3b
-@app.command('align')
+@app.command('align', epilog=examples(
+    'interflow align shots set', 'interflow align shots set --factors 2.1,3,3.75 --crop 0.9'))
 def align_command(
     shots: AlignOptions.Shots,
     out: Out,
@@ -43,14 +42,12 @@ def align_command(
 
     Each scene is registered to a part of a pixel, or refused with the reason. Exit code 0: all are
     aligned; 1: some were refused; 2: all were.
-
-    interflow align shots set
-
-    interflow align shots set --factors 2.1,3,3.75 --crop 0.9
     """
-    from dataclasses import replace  # imports wait for their command: see `cli.options`
+    from dataclasses import replace  # imports wait for their command: see `cli.words`
 
     from interflow.aligning import LIMITS, Wanted, align_folder
+    from interflow.core import tell
+    from interflow.data import parse_factors
     wanted = Wanted(tuple(parse_factors(factors)) if factors else (), replace(LIMITS, crop=crop))
     aligned, refused = align_folder(shots, out, tell, wanted, processes or 0)
     typer.echo(f'The set: {out}\nThe report: {out / "report.html"}')

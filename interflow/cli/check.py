@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .options import Data, OwnPairs, app, find_places
-from ..core import write_json
+from .options import Data, OwnPairs, app, examples, find_places
+from ..files import write_json
 
-if TYPE_CHECKING:       # imports wait for their command: see `cli.options`
+if TYPE_CHECKING:       # imports wait for their command: see `cli.words`
     from interflow.checking import Posterior
 
 # %% ../../nbs/6_using/12_cli.check.ipynb #516cf79a
@@ -47,7 +47,7 @@ class CheckOptions:
         min=1, help='how many  [default: all cores, one for a small set]')]
 
 # %% ../../nbs/6_using/12_cli.check.ipynb #2b61ad8e
-@app.command('check')
+@app.command('check', epilog=examples('interflow check RealSR/Canon --out report'))
 def check_command(
     data: Data,
     hr: OwnPairs.Hr = None,
@@ -60,10 +60,7 @@ def check_command(
 ) -> None:
     """Look at every image of sets of pairs, before an hour of training on them: files, sizes,
     registration, exchanged HR and LR, light, noise, factor, and pictures that are there twice.
-    Exit code 0: clean; 1: warnings; 2: errors.
-
-    interflow check RealSR/Canon --out report
-    """
+    Exit code 0: clean; 1: warnings; 2: errors."""
     from interflow.checking import check, count_of, format_findings, format_groups, write_check
     places = find_places(data, hr, lr, factor)
     found = check(places, processes, posterior_of(flow) if flow else None)

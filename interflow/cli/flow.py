@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -31,31 +31,24 @@ from interflow.cli.options import (
     Threads,
     app,
     choose,
+    examples,
     find_places,
     loop_settings,
     place_folders,
 )
-from ..core import InterflowError, pick_device, tell, use_threads
-from interflow.data import (
-    Place,
-    Scene,
-    known_factors,
-    parse_factors,
-    read_set,
-    scenes_with,
-    usual_factors,
-)
-from ..files import guard_folder
+from ..files import InterflowError, guard_folder
 
 # %% ../../nbs/6_using/07_cli.flow.ipynb #aeadfa90
-if TYPE_CHECKING:       # imports wait for their command: see `cli.options`
+if TYPE_CHECKING:       # imports wait for their command: see `cli.words`
+    from interflow.data import Place, Scene
     from interflow.losses import LossWeights
     from interflow.model import InterFlowConfig
     from interflow.training import TrainConfig, Watch
 
 # %% ../../nbs/6_using/07_cli.flow.ipynb #39810056
-FlowPreset = Annotated[str, typer.Option(
-    help="'tiny' (CPU, minutes), 'small' (GPU, minutes; CPU, hours) or 'paper' (GPU, days)")]
+FlowPreset = Annotated[Literal['tiny', 'small', 'paper'], typer.Option(
+    case_sensitive=False,
+    help='tiny: CPU, minutes; small: GPU, minutes, or CPU, hours; paper: GPU, days')]
 
 
 class TrainOptions:
@@ -74,10 +67,11 @@ class TrainOptions:
 
 # %% ../../nbs/6_using/07_cli.flow.ipynb #8374ee15
 def training_scenes(
-    places: Sequence[Place],    # folders, lists of pairs, or `Pairs`
+    places: 'Sequence[Place]',  # folders, lists of pairs, or `Pairs`
     factors: str | None,        # as the user wrote them; None: what the set has
-) -> tuple[list[Scene], tuple[float, ...]]:     # with LR images at all of the factors
+) -> 'tuple[list[Scene], tuple[float, ...]]':     # with LR images at all of the factors
     "The training part of sets, and the true factors of the flow."
+    from interflow.data import known_factors, parse_factors, read_set, scenes_with, usual_factors
     scenes = read_set(places, 'train')
     chosen = known_factors(scenes, parse_factors(factors)) if factors else usual_factors(scenes)
     return scenes_with(scenes, chosen), chosen
@@ -121,6 +115,8 @@ def flow_watch(
 ) -> 'Watch':
     "What is looked at: the lines to the terminal, the logs, and the scenes of `validate`."
     from interflow.band import to_band
+    from interflow.core import tell
+    from interflow.data import read_set, scenes_with
     from interflow.training import Validation, Watch
     loggers = tuple(filter(None, (name.strip() for name in log.split(','))))
     look = None
@@ -130,7 +126,9 @@ def flow_watch(
     return Watch(recipe=recipe.stored(), validate=look, loggers=loggers, say=tell)
 
 # %% ../../nbs/6_using/07_cli.flow.ipynb #7945b1a6
-@app.command()
+@app.command(epilog=examples(
+    'interflow train runs/set runs/flow --preset tiny --set training.clip=10',
+    'interflow train --config runs/flow/settings.toml runs/again'))
 def train(
     ctx: typer.Context, data: Data, out: Out, preset: FlowPreset = 'tiny',
     factors: TrainOptions.Factors = None, hr: OwnPairs.Hr = None, lr: OwnPairs.Lr = None,
@@ -145,14 +143,10 @@ def train(
     config: ConfigFile = None, sets: Sets = None, seed: Seed = 0, threads: Threads = 0,
     device: Device = 'auto',
 ) -> None:
-    """Train a flow on pairs; writes OUT/model. Ctrl-C saves, and the same command goes on.
-
-    interflow train runs/set runs/flow --preset tiny --set training.clip=10
-
-    interflow train --config runs/flow/settings.toml runs/again
-    """
+    "Train a flow on pairs; writes OUT/model. Ctrl-C saves, and the same command goes on."
     from interflow.checking import quick_check
     from interflow.checkpoints import load_model
+    from interflow.core import pick_device, use_threads
     from interflow.training import train_flow, writes
     place, recipe = pick_device(device), Recipe(ctx, sets, ('training', 'model', 'loss'))
     places = find_places(data, hr, lr, factor)

@@ -7,12 +7,12 @@ __all__ = ['ImportOptions', 'import_command']
 
 # %% ../../nbs/6_using/16_cli.importing.ipynb #409613c4
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
-from .options import app
-from ..data import parse_factors
+from .options import app, examples
+from .words import NetworkName
 
 # %% ../../nbs/6_using/16_cli.importing.ipynb #8c1ef067
 class ImportOptions:
@@ -20,29 +20,27 @@ class ImportOptions:
     File = Annotated[Path, typer.Argument(
         help='published weights: a .safetensors file, or what torch.save wrote')]
     Folder = Annotated[Path, typer.Argument(help='folder for the model, not there or empty')]
-    Network = Annotated[str, typer.Option(
-        help="'flow', or the name of a network  [default: told by the weights]")]
+    Network = Annotated[Literal['flow', NetworkName] | None, typer.Option(
+        case_sensitive=False, help='what they are of  [default: told by the weights]')]
     Labels = Annotated[str, typer.Option(
         help="of a flow: RealSR's names of its factors, such as 2,3  [default: 2,4 or 2,3,4]")]
     Factors = Annotated[str, typer.Option(
         help='of a network: true factors that it was trained for, for those who use it')]
 
 
-@app.command('import')
+@app.command('import', epilog=examples(
+    'interflow import weights.pth runs/published',
+    'interflow import rcan.pth runs/rcan --factors 2.1,3.0,3.75'))
 def import_command(
-    file: ImportOptions.File, out: ImportOptions.Folder, network: ImportOptions.Network = '',
+    file: ImportOptions.File, out: ImportOptions.Folder, network: ImportOptions.Network = None,
     labels: ImportOptions.Labels = '', factors: ImportOptions.Factors = '',
 ) -> None:
     """Published weights of the flow or of an SR network as a folder of ours. Nothing that the
-    file holds is run.
-
-    interflow import weights.pth runs/published
-
-    interflow import rcan.pth runs/rcan --factors 2.1,3.0,3.75
-    """
-    from interflow.importing import import_weights  # imports wait for their command
+    file holds is run."""
+    from interflow.data import parse_factors  # imports wait for their command: see `cli.words`
+    from interflow.importing import import_weights
     told = tuple(int(label) for label in parse_factors(labels)) if labels else None
-    name, answer = import_weights(file, out, network, told,
+    name, answer = import_weights(file, out, network or '', told,
                                   parse_factors(factors) if factors else ())
     typer.echo(f'{name}: {out}')
     typer.echo(answer)

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from .options import Out, app
+from .options import Out, app, examples
 from ..files import LeftAside
 
 # %% ../../nbs/6_using/14_cli.order.ipynb #26be350c
@@ -30,18 +30,15 @@ class OrderOptions:
         help='share of the smallest HR image of a scene that all of them must show')]
 
 # %% ../../nbs/6_using/14_cli.order.ipynb #70b8c988
-@app.command('order')
+@app.command('order', epilog=examples("interflow order 'RealSR(V3)' RealSR_ordered"))
 def order_command(
     realsr: OrderOptions.RealSR, out: Out, labels: OrderOptions.Labels = None,
     patch: OrderOptions.Patch = 480, overlap: OrderOptions.Overlap = 160,
     least: OrderOptions.Least = .25,
 ) -> None:
     """The ordered RealSR: scenes matched over the labels by their pixels, cut to what all labels
-    show, under one number. Doubtful matches are said and left out (exit code 1).
-
-    interflow order 'RealSR(V3)' RealSR_ordered
-    """
-    from interflow.data import parse_factors  # imports wait for their command: see `cli.options`
+    show, under one number. Doubtful matches are said and left out (exit code 1)."""
+    from interflow.data import parse_factors  # imports wait for their command: see `cli.words`
     from interflow.ordering import OrderConfig, order
     config = OrderConfig(parse_factors(labels) if labels else (), patch, overlap, least)
     result = order(realsr, out, config)

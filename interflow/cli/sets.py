@@ -10,7 +10,7 @@ __all__ = ['ImageOptions', 'WorkOptions', 'asked_for', 'share_of_work', 'usable_
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -26,17 +26,18 @@ from interflow.cli.options import (
     app,
     choose_engine,
     describe_paths,
+    examples,
     find_places,
     place_folders,
 )
-from ..core import InterflowError, pick_device, read_image
-from ..data import Scene, known_factors, parse_factors, read_scenes
-from ..files import guard_folder, guard_outputs
-from ..photographs import Attempts, sift
+from .words import CameraName, PathName
+from ..files import InterflowError, guard_folder, guard_outputs
 
-if TYPE_CHECKING:       # imports wait for their command: see `cli.options`
+if TYPE_CHECKING:       # imports wait for their command: see `cli.words`
+    from interflow.data import Scene
     from interflow.generation import LatentStatistics
     from interflow.model import InterFlow
+    from interflow.photographs import Attempts
     from interflow.sets import SetConfig, Share, Wanted
 
 # %% ../../nbs/6_using/08_cli.sets.ipynb #a77854cb
@@ -53,8 +54,8 @@ class ImageOptions:
     Modes = Annotated[int | None, typer.Option(
         help="instead of factors, the published tool's: 0 (19 mixtures of x2 and x4), "
              '1 (9 of x2 and x3), 2 (9 of x3 and x4)')]
-    Way = Annotated[str | None, typer.Option(
-        help=f'{describe_paths()}  [default: sample; linear with --modes]')]
+    Way = Annotated[PathName | None, typer.Option(
+        case_sensitive=False, help=f'{describe_paths()}  [default: sample; linear with --modes]')]
     Draws = Annotated[int, typer.Option(help='images of each scene and factor')]
     Temperature = Annotated[float, typer.Option(
         help='scales the distance from the mean of the factor; 1 is the learned amount')]
@@ -77,15 +78,17 @@ class WorkOptions:
     Tile = Annotated[int, typer.Option(
         help='larger scenes are made in tiles of this side, pixels, which bounds the memory; '
              '0: as a whole')]
-    Format = Annotated[str, typer.Option(
-        help="'png', 'webp' (lossless) or 'webdataset' (tar shards)")]
-    Names = Annotated[str | None, typer.Option(
+    Format = Annotated[Literal['png', 'webp', 'webdataset'], typer.Option(
+        case_sensitive=False, help='of the images; webp: lossless; webdataset: tar shards')]
+    Names = Annotated[Literal['scene', 'factor', 'published'] | None, typer.Option(
+        case_sensitive=False,
         help="'scene' (scale_2.5/NAME_LR3.png), 'factor' (x2.5/NAME.png) or 'published' "
              '(scale_2.5/Canon_001_LR3.png, for the published loaders)  '
              '[default: scene; published with --modes]')]
     Shard = Annotated[int, typer.Option(help='scenes of a WebDataset shard')]
-    Check = Annotated[str, typer.Option(
-        help="'full', every image; 'sample', the costly round trip for one scene in ten; 'none'")]
+    Check = Annotated[Literal['full', 'sample', 'none'], typer.Option(
+        case_sensitive=False,
+        help='full: every image; sample: the costly round trip for one scene in ten')]
     Rank = Annotated[int | None, typer.Option(
         help="number of this machine, from 0  [default: torchrun's]")]
     World = Annotated[int | None, typer.Option(
@@ -113,6 +116,7 @@ def share_of_work(
     device: str,            # 'auto': of torchrun's processes each has a GPU of its own
 ) -> 'tuple[Share, str]':   # with the device
     "The part of the work that is this process's. `InterflowError` for numbers that cannot be."
+    from interflow.core import pick_device
     from interflow.sets import Share
     possible = rank is world if rank is None or world is None else 0 <= rank < world
     if not possible:
@@ -125,10 +129,11 @@ def share_of_work(
 
 # %% ../../nbs/6_using/08_cli.sets.ipynb #bb2388de
 def usable_scenes(
-    scenes: Sequence[Scene],
-    attempts: Attempts,     # is told of photographs that cannot be read, and of what is changed
-) -> list[Scene]:           # pairs are kept as they are
+    scenes: 'Sequence[Scene]',
+    attempts: 'Attempts',   # is told of photographs that cannot be read, and of what is changed
+) -> 'list[Scene]':         # pairs are kept as they are
     "The scenes without those whose photograph cannot be read. `InterflowError` where none is left."
+    from interflow.photographs import sift
     kept = {*sift([scene.hr for scene in scenes if not scene.lr], attempts)}
     usable = [scene for scene in scenes if scene.lr or scene.hr in kept]
     if not usable:
@@ -142,6 +147,7 @@ def read_statistics(
     config: 'SetConfig',
 ) -> 'LatentStatistics | None':
     "The statistics that `--like` asks for. `InterflowError` for another form or path."
+    from interflow.core import read_image
     from interflow.generation import latent_statistics
     if like is None:
         return None
@@ -156,7 +162,9 @@ def read_statistics(
     return latent_statistics(model, read_image(hr), read_image(lr), factor)
 
 # %% ../../nbs/6_using/08_cli.sets.ipynb #d57e4d49
-@app.command()
+@app.command(epilog=examples(
+    'interflow generate data/weights/flow photos made --factors 2.5,3.0',
+    'interflow generate runs/flow/model RealSR made --path renewing --factors random:2.1:3.75'))
 def generate(
     model: ImageOptions.Model, data: ImageOptions.Data, out: Out,
     hr: OwnPairs.Hr = None, lr: OwnPairs.Lr = None, factor: OwnPairs.Factor = None,
@@ -175,6 +183,8 @@ def generate(
     """Make LR images of every scene at any factors; each is checked, and set aside with the reason
     where it fails (exit code 2 where all do)."""
     from interflow.checkpoints import load_model
+    from interflow.data import read_scenes
+    from interflow.photographs import Attempts
     from interflow.sets import SetConfig, best_processes
     from interflow.sets import generate as run
     wanted, between, way, usual = asked_for(factors, modes)
@@ -208,10 +218,11 @@ class JudgeOptions:
     Factors = Annotated[str | None, typer.Option(
         help='true factors, such as 2.1,3.0,3.75  '
              "[default: all of the set, or the flow's own and the middle]")]
-    Way = Annotated[str, typer.Option(help=describe_paths())]
+    Way = Annotated[PathName, typer.Option(case_sensitive=False, help=describe_paths())]
     Draws = Annotated[int, typer.Option(help='generated images of each scene and factor')]
     Shots = Annotated[int, typer.Option(help='true ones, with photographs')]
-    Camera = Annotated[str, typer.Option(help="that photographs: 'canon' or 'nikon'")]
+    Camera = Annotated[CameraName, typer.Option(
+        case_sensitive=False, help='that photographs')]
     Out = Annotated[Path | None, typer.Option(
         help='folder for judge.csv, .json, .txt and .png')]
     Name = Annotated[str, typer.Option(help='of these files')]
@@ -223,11 +234,14 @@ class JudgeOptions:
 # %% ../../nbs/6_using/08_cli.sets.ipynb #6f9b8a31
 def _asked(scenes, factors):
     "The true factors that were asked for, of pairs those that they have; None for all."
+    from interflow.data import known_factors, parse_factors
     told = parse_factors(factors) if factors else None
     return known_factors(scenes, told) if told and scenes[0].lr else told
 
 # %% ../../nbs/6_using/08_cli.sets.ipynb #1ce87b9a
-@app.command('judge')
+@app.command('judge', epilog=examples(
+    'interflow judge data/weights/flow data/photos/test --factors 2.1,3.0 --out verdict',
+    'interflow judge runs/flow/model sets/RealSR/test --factors 3.0'))
 def judge_command(
     model: JudgeOptions.Model, data: JudgeOptions.Data,
     hr: OwnPairs.Hr = None, lr: OwnPairs.Lr = None, factor: OwnPairs.Factor = None,
@@ -239,14 +253,11 @@ def judge_command(
     strict: Strict = False, seed: Seed = 0, device: Device = 'auto',
 ) -> None:
     """How realistic are the images of a flow, or of a generated set? Against a table of what a
-    perfect answer scores.
-
-    interflow judge data/weights/flow data/photos/test --factors 2.1,2.5,3.0,3.5,3.75
-    --out benchmarks --name realism
-
-    interflow judge runs/flow/model sets/RealSR/test --factors 3.0
-    """
-    from interflow import judging  # imports wait for their command: see `cli.options`
+    perfect answer scores."""
+    from interflow import judging  # imports wait for their command: see `cli.words`
+    from interflow.core import pick_device
+    from interflow.data import read_scenes
+    from interflow.photographs import Attempts
     attempts = Attempts(strict)
     places = find_places(data, hr, lr, factor)
     # a generated set was made of the training part

@@ -11,9 +11,16 @@ from typing import Annotated
 
 import typer
 
-from .options import Address, Out, Seed, Strict, WhichEngine, app, choose_engine
-from ..core import tell
-from ..data import parse_factors
+from interflow.cli.options import (
+    Address,
+    Out,
+    Seed,
+    Strict,
+    WhichEngine,
+    app,
+    choose_engine,
+    examples,
+)
 
 # %% ../../nbs/6_using/15_cli.simulate.ipynb #f8511654
 class SimulateOptions:
@@ -35,7 +42,9 @@ class SimulateOptions:
         min=1, help='at the same time; not seen in the bytes  [default: what is worth it]')]
 
 # %% ../../nbs/6_using/15_cli.simulate.ipynb #baf9e581
-@app.command('simulate')
+@app.command('simulate', epilog=examples(
+    'interflow simulate photos set --factors 1:4:0.25',
+    'interflow simulate photos set --camera mine.toml --takes 3'))
 def simulate_command(
     photos: SimulateOptions.Photos,
     out: Out,
@@ -50,16 +59,12 @@ def simulate_command(
     engine: WhichEngine = 'processes',
     address: Address = None,
 ) -> None:
-    """Photograph photographs with the simulated zoom camera: HR and LR images on one pixel grid.
-
-    interflow simulate photos set --factors 1:4:0.25
-
-    interflow simulate photos set --camera mine.toml --takes 3
-    """
-    # imports wait for their command: see `cli.options`
+    "Photograph photographs with the simulated zoom camera: HR and LR images on one pixel grid."
+    # imports wait for their command: see `cli.words`
     from interflow.cameras import find_camera
+    from interflow.core import tell
     from interflow.costs import ready
-    from interflow.data import Processing, carry_out, plan_simulation
+    from interflow.data import Processing, carry_out, parse_factors, plan_simulation
 
     plan = plan_simulation(photos, out, parse_factors(factors), find_camera(camera, iso), seed,
                            scale, takes, tell)
@@ -73,14 +78,11 @@ CameraName = Annotated[str, typer.Argument(
     help="'canon', 'nikon', 'canon-5d3', 'nikon-d810', or a TOML file, which is checked")]
 
 
-@app.command('camera')
+@app.command('camera', epilog=examples('interflow camera canon > mine.toml'))
 def camera_command(
     name: CameraName,
     iso: SimulateOptions.Iso = None,
 ) -> None:
-    """Print a camera as a TOML file, with the unit beside each number.
-
-    interflow camera canon > mine.toml
-    """
+    "Print a camera as a TOML file, with the unit beside each number."
     from interflow.cameras import describe_camera, find_camera  # imports wait, see above
     typer.echo(describe_camera(find_camera(name, iso)), nl=False)

@@ -7,11 +7,11 @@ __all__ = ['UseOptions', 'upscale_command', 'export_command']
 
 # %% ../../nbs/6_using/10_cli.use.ipynb #4d9853d7
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
-from .options import Device, Strict, app
+from .options import Device, Strict, app, examples
 from .sr import Ensemble, Tile, made_before, model_files
 from ..files import guard_outputs
 
@@ -22,37 +22,47 @@ class UseOptions:
         help='folder of a trained SR network, or NAME:FILE for published weights')]
     Images = Annotated[Path, typer.Argument(
         help='a picture, or a folder of pictures with its sub-folders')]
-    Large = Annotated[Path, typer.Argument(help='folder for the large pictures, PNG')]
+    Large = Annotated[Path, typer.Argument(help='folder for the large pictures')]
     Factor = Annotated[float, typer.Option(
-        help='how many times as large; within what the network was trained for')]
+        help='how many times as large; within what the network was trained for, of LIIF and '
+             'MetaSR any')]
+    Format = Annotated[Literal['png', 'jpg', 'webp', 'tiff'], typer.Option(
+        case_sensitive=False, help='of the files; webp: lossless; jpg: quality 95, refuses '
+                                   'transparency')]
+    Bits = Annotated[Literal['8', '16'], typer.Option(
+        help='per channel; 16 for png and tiff; pictures are read in 8 bits')]
+    Suffix = Annotated[str, typer.Option(help='behind the name of each picture, such as _x3')]
     File = Annotated[Path, typer.Argument(
         help='file to write: .pt2 (torch.export) or .onnx')]
     Side = Annotated[int, typer.Option(help='of the input, pixels')]
     Larger = Annotated[float, typer.Option(
         help='of LIIF and MetaSR: the output is this many times as large')]
 
-
-@app.command('upscale')
+# %% ../../nbs/6_using/10_cli.use.ipynb #4cf9337c
+@app.command('upscale', epilog=examples(
+    'interflow upscale data/weights/rcan holiday holiday_large --factor 3',
+    'interflow upscale runs/swinir bee.tif large --factor 2 --format tiff --bits 16 --suffix _x2'))
 def upscale_command(
     model: UseOptions.Model, images: UseOptions.Images, out: UseOptions.Large,
-    factor: UseOptions.Factor = 3., tile: Tile = 640, ensemble: Ensemble = False,
+    factor: UseOptions.Factor = 3., format: UseOptions.Format = 'png', bits: UseOptions.Bits = '8',
+    suffix: UseOptions.Suffix = '', tile: Tile = 640, ensemble: Ensemble = False,
     strict: Strict = False, device: Device = 'auto',
 ) -> None:
     """Enlarge your own pictures. Networks of constant size get them enlarged bicubically first;
-    LIIF and MetaSR as they are.
-
-    interflow upscale data/weights/rcan holiday holiday_large --factor 3
-    """
-    from interflow.photographs import Attempts
+    LIIF and MetaSR as they are. Profile, transparency and greyness stay."""
+    from interflow.photographs import Attempts  # imports wait for their command: see `cli.words`
     from interflow.sr.networks import open_network
     from interflow.sr.use import upscale
-    attempts = Attempts(strict)
-    written = upscale(open_network(model), images, out, factor, tile, ensemble, device, attempts)
-    typer.echo(f'{len(written)} pictures, {factor:g} times as large: {out}')
+    from interflow.storing import Results
+    attempts, results = Attempts(strict), Results(out, format, int(bits), suffix)
+    written = upscale(open_network(model), images, results, factor, tile, ensemble, device,
+                      attempts)
+    pictures = 'picture' if len(written) == 1 else 'pictures'
+    typer.echo(f'{len(written)} {pictures}, {factor:g} times as large: {out}')
     attempts.end()
 
 # %% ../../nbs/6_using/10_cli.use.ipynb #39a32adf
-@app.command('export')
+@app.command('export', epilog=examples('interflow export data/weights/rcan rcan.onnx'))
 def export_command(
     model: UseOptions.Model, file: UseOptions.File, height: UseOptions.Side = 64,
     width: UseOptions.Side = 64, factor: UseOptions.Larger = 3.,

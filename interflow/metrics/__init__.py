@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['lr_statistics', 'BORDER', 'bootstrap_interval', 'check_pair', 'flip', 'hann_rings', 'lpips_vgg', 'luma', 'mtf50',
            'noise_by_brightness', 'noise_spectrum', 'noise_std', 'psnr_rgb', 'psnr_y', 'ssim_rgb', 'ssim_y',
-           'st_lpips_vgg', 'transfer', 'video_luma']
+           'ssim_y_gaussian', 'st_lpips_vgg', 'transfer', 'video_luma']
 
 # %% ../../nbs/1_photographs/23_metrics.ipynb #7a860298
 import math
@@ -22,6 +22,7 @@ from interflow.metrics.nearness import (  # noqa: F401
     psnr_y,
     ssim_rgb,
     ssim_y,
+    ssim_y_gaussian,
     video_luma,
 )
 from interflow.metrics.noise import (  # noqa: F401
@@ -41,7 +42,8 @@ from .sharpness import mtf50, transfer  # noqa: F401
 # %% ../../nbs/1_photographs/23_metrics.ipynb #e0afcc23
 _all_ = ['BORDER', 'bootstrap_interval', 'check_pair', 'flip', 'hann_rings', 'lpips_vgg', 'luma',
          'mtf50', 'noise_by_brightness', 'noise_spectrum', 'noise_std', 'psnr_rgb', 'psnr_y',
-         'ssim_rgb', 'ssim_y', 'st_lpips_vgg', 'transfer', 'video_luma']
+         'ssim_rgb', 'ssim_y',
+         'ssim_y_gaussian', 'st_lpips_vgg', 'transfer', 'video_luma']
 
 # %% ../../nbs/1_photographs/23_metrics.ipynb #11dc1522
 def _grain(noise):

@@ -30,6 +30,7 @@ from .scores import evaluate as evaluate
 from .scores import read_rows as read_rows
 from .tables import camera_of as camera_of
 from .tables import format_table as format_table
+from .tables import format_tables as format_tables
 from .tables import plot_summary as plot_summary
 from .tables import summarise as summarise
 from .tiles import GRID as GRID
@@ -71,7 +72,10 @@ def largest_gap(
     if not common:
         raise InterflowError(f'rows: {first} and {second} were not measured on the same image; '
                              'evaluate them together')
-    return max(sorted(common), key=lambda key: abs(values[first][key] - values[second][key]))
+    def gap(key):
+        one, other = values[first][key], values[second][key]
+        return 0. if one == other else abs(one - other)     # both may be infinite
+    return max(sorted(common), key=gap)
 
 # %% ../../nbs/4_super_resolution/19_sr.evaluation.ipynb #fde818e8
 def plot_crops(

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['OVERLAP', 'GRID', 'Turn', 'cut_boxes', 'run_on_grid', 'place_pixels', 'run_by_query', 'run', 'orientations',
-           'super_resolve', 'mean_of_turns']
+           'super_resolve', 'mean_of_turns', 'count_tiles']
 
 # %% ../../nbs/4_super_resolution/16_sr.tiles.ipynb #c3e7ea78
 from collections.abc import Callable, Iterator
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..core import InterflowError, to_pixels, to_tensor
 from .networks import arbitrary, resize, shrink
-from ..tiles import Box, check_tile, cut, part, within
+from ..tiles import Box, check_tile, cut, part, tile_done, within
 
 # %% ../../nbs/4_super_resolution/16_sr.tiles.ipynb #8a2d0e9b
 OVERLAP = 32      # pixels of its neighbours that a tile sees on each side
@@ -53,7 +53,9 @@ def run_on_grid(
     lr = resize(lr, size)
     boxes = cut_boxes(size, tile, GRID)
     if len(boxes) == 1:
-        return network(lr)
+        out = network(lr)
+        tile_done()
+        return out
     out = torch.empty_like(lr)
     for core, window in boxes:
         seen = part(lr, window, GRID)
@@ -61,6 +63,7 @@ def run_on_grid(
         if made.shape != seen.shape:
             return made      # `run` says what is wrong
         part(out, core, GRID).copy_(part(made, within(core, window), GRID))
+        tile_done()
     return out
 
 # %% ../../nbs/4_super_resolution/16_sr.tiles.ipynb #c7472843
@@ -87,7 +90,9 @@ def run_by_query(
     own = lr.shape[-2:]
     boxes = cut_boxes((own[0], own[1]), tile, 4)
     if len(boxes) == 1:
-        return network(lr, size=size)
+        out = network(lr, size=size)
+        tile_done()
+        return out
     out = lr.new_empty(1, 3, *size)
     for core, window in boxes:
         seen = part(lr, window)
@@ -100,6 +105,7 @@ def run_by_query(
         colours = torch.cat([network.query(feature, some, cell.expand_as(some))
                              for some in coord.split(65536, 1)], 1)
         out[..., rows, columns] = colours.mT.view(1, 3, len(u), len(v)).to(out)
+        tile_done()
     return out
 
 # %% ../../nbs/4_super_resolution/16_sr.tiles.ipynb #73903d56
@@ -172,3 +178,17 @@ def mean_of_turns(
         turned = there(lr.new_empty(1, 1, *size)).shape[-2:]
         answers.append(back(run(network, there(lr[None]), turned, tile)))
     return torch.stack(answers).mean(0)[0]
+
+# %% ../../nbs/4_super_resolution/16_sr.tiles.ipynb #5b7927b0
+def count_tiles(
+    network: Any,               # as for `super_resolve`
+    given: tuple[int, int],     # (h, w) that the network sees
+    size: tuple[int, int],      # (H, W) of the answer
+    tile: int = 0,              # as for `run`
+    ensemble: bool = False,     # the eight orientations
+) -> int:
+    "How many tiles `run` computes, of an answer in its eight orientations all of them."
+    if network is None:
+        return 0
+    boxes = cut_boxes(given, tile, 4) if arbitrary(network) else cut_boxes(size, tile, GRID)
+    return len(boxes) * (8 if ensemble else 1)
