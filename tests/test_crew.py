@@ -102,3 +102,57 @@ def is_running(pid):
         return Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[0] != 'Z'
     except FileNotFoundError:
         return False
+
+
+STUB = '''#!/bin/sh
+# in the place of `interflow`: writes what it was asked for, and trains for a moment
+echo "$OMP_NUM_THREADS $*" >> "$CALLS"
+case "$*" in
+    evaluate*) while [ "$1" != --csv ]; do shift; done; echo network > "$2"; echo rows;;
+    train-sr*"$FAILS"*) echo 'interflow: no more memory' >&2; exit 2;;
+    train-sr*) echo + >> "$CALLS"; sleep .3; echo - >> "$CALLS"; echo 'L1 0.01 at the last step';;
+esac
+'''
+
+
+@pytest.fixture
+def table(tmp_path, monkeypatch):
+    "A copy of sr_table.sh beside a stub of the command; a function that runs it: (process, lines of the calls)."
+    for folder in ('benchmarks', '.venv/bin', 'data/weights/flow', 'runs', 'out'):
+        (tmp_path / folder).mkdir(parents=True)
+    root = HERE.parent
+    (tmp_path / 'benchmarks/sr_table.sh').write_text((root / 'benchmarks/sr_table.sh').read_text())
+    (tmp_path / 'data/weights/flow/config.json').write_text('{"factors": [2.0, 4.0]}')
+    (tmp_path / '.venv/bin/python').symlink_to(sys.executable)
+    (tmp_path / '.venv/bin/interflow').write_text(STUB)
+    (tmp_path / '.venv/bin/interflow').chmod(0o755)
+    monkeypatch.setenv('CALLS', str(tmp_path / 'calls'))
+
+    def run(fails='none'):
+        done = subprocess.run(['bash', tmp_path / 'benchmarks/sr_table.sh', 'runs', 'out'], capture_output=True, text=True,
+                              env={**os.environ, 'FAILS': fails})
+        return done, (tmp_path / 'calls').read_text().splitlines()
+    return run
+
+
+def test_the_trainings_of_the_table_run_side_by_side(table, tmp_path):
+    done, calls = table()
+    assert done.returncode == 0, done.stderr
+    trained = [line.split()[3].removeprefix('runs/nets/') for line in calls if line.startswith('1 train-sr')]
+    assert len(set(trained)) == 12 and 'rcan/x2x4' in trained and 'swinir/sample' in trained
+    assert sum(line.startswith('1 train-sr runs/train') and '--factors 2.1,3.75' in line for line in calls) == 3
+    at_once, most = 0, 0
+    for line in calls:
+        at_once += {'+': 1, '-': -1}.get(line, 0)
+        most = max(most, at_once)
+    assert most == min(12, os.cpu_count()) and at_once == 0
+    assert (tmp_path / 'out/sr_table.txt').read_text().count('rows') == 3 and done.stdout.count('trained ') == 12
+
+
+def test_a_training_that_fails_ends_the_table(table, tmp_path):
+    done, calls = table('rcan/pixels')
+    assert done.returncode != 0
+    assert 'sr_table.sh: rcan on pixels failed, see runs/nets/rcan/pixels.log: interflow: no more memory' in done.stderr
+    assert not any('evaluate' in line for line in calls) and not list((tmp_path / 'out').iterdir())
+    begun = calls.count('+')
+    assert begun < 11 and begun == calls.count('-'), 'those that ran have ended, no others began'
