@@ -73,12 +73,12 @@ def imported(tree, known):
     """The `interflow` modules that a syntax tree imports; `known` are the dotted names that exist.
 
     `from interflow.layers import squeeze` gives the module `interflow.layers.squeeze` where there is one, else `interflow.layers`.
-    A relative import is given as it is written, with its dots.
+    A relative import is given as it is written, with its dots; `import interflow` is none of a room's.
     """
     found = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            found |= {alias.name for alias in node.names} - {'interflow'}      # the package alone: every import of a module runs it
         elif isinstance(node, ast.ImportFrom):
             base = '.' * node.level + (node.module or '')
             joined = [f'{base}.{alias.name}' for alias in node.names]
