@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from test_pages import check_page
 from torch.nn.functional import pad
 from typer.testing import CliRunner
 
@@ -97,8 +98,9 @@ def test_all_that_was_measured_is_kept(aligned):
     assert [one['told'] for one in barn['lr']] == [2.1, 3.] and [one['told'] for one in flower['lr']] == [None]
     for one in barn['lr'] + flower['lr']:
         assert abs(one['rotation'] - .7) < .1 and one['displacement'] < .3 and len(one['gain']) == 3
-    page = (out / 'report.html').read_text()
-    assert page.count('<img') == 2 and 'src="pictures/day%202/flower.png"' in page and 'same scene' in page
+    read = check_page(out / 'report.html')
+    assert read.tags.count('img') == 2 and 'day 2/flower' in read.text['figcaption'] and 'same scene' in read.text['li']
+    assert '2 of 4 scenes are aligned, 2 refused.' in read.text['p']
     assert (out / 'pictures' / 'day 2' / 'flower.png').exists()
 
 

@@ -6,6 +6,7 @@ import time
 import numpy as np
 import pytest
 from PIL import Image
+from test_pages import check_page
 from typer.testing import CliRunner
 
 from interflow.checking import check, quick_check
@@ -188,7 +189,8 @@ def test_the_command_tells_by_exit_code_and_files(good, bad, tmp_path):
     write(bad, LR, moved(pixels(bad, LR), 1.5))
     outcome = run('check', bad, '--out', tmp_path / 'report', '--json', tmp_path / 'own.json')
     assert outcome.exit_code == 1 and 'warning: ' in outcome.output and '1 warning' in outcome.output
-    assert {path.name for path in (tmp_path / 'report').iterdir()} == {'check.json', 'check.csv', 'check.png'}
+    assert {path.name for path in (tmp_path / 'report').iterdir()} == {'check.json', 'check.csv', 'check.png', 'check.html'}
+    assert check_page(tmp_path / 'report' / 'check.html').tags.count('img') == 1
     report = json.loads((tmp_path / 'own.json').read_text())
     assert report == json.loads((tmp_path / 'report' / 'check.json').read_text())
     assert [one['kind'] for one in report['findings']] == ['shift'] and len(report['pairs']) == 6

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
+from test_pages import check_page
 
 import interflow.demo
 from interflow.core import InterflowError, data_folder, make_generator, read_json, write_json
@@ -16,12 +18,11 @@ from interflow.demo import (
     run_demo,
     smoke_config,
     story,
-    table_html,
     write_report,
 )
 from interflow.demo.plan import shipped_flow
 from interflow.demo.quality import GENERATORS, MEASURES, generation_means, judge_stack
-from interflow.demo.report import busiest, smooth
+from interflow.demo.report import BOTH, busiest, findings, smooth
 from interflow.demo.stages import train_all
 from interflow.model import InterFlowConfig
 from interflow.sr.scores import read_rows
@@ -132,11 +133,24 @@ def test_the_page_holds_all_and_escapes_what_it_is_told(tmp_path):
     rows = [{'scene': 's', 'factor': factor, 'path': path, **dict.fromkeys(MEASURES, factor)}
             for factor in (2.5, 3.) for path in GENERATORS]
     (tmp_path / 'settings.json').write_text('{"camera": "<b>"}')
+    for name in ('strip', 'generation', 'sr', 'sr_crops', 'losses'):
+        Image.new('RGB', (90, 40), 'red').save(tmp_path / f'{name}.png')
     found = Found(None, [1, 2], [3], [], [], {}, {}, rows, read_rows(STORED / 'sr.csv'))
     write_report(tmp_path, DemoConfig(), found, {'generate': 7.5})
-    page = (tmp_path / 'report.html').read_text()
-    assert '&lt;b&gt;' in page and '<b>' not in page
-    assert all(words in page for words in ('generate 7.5', '2 scenes', '1 other scenes'))
+    read, page = check_page(tmp_path / 'report.html'), (tmp_path / 'report.html').read_text()
+    assert '&lt;b&gt;' in page and '<b>' not in page and read.tags.count('img') == 5
+    assert all(words in page for words in ('<td>7.5</td>', '2 scenes', '1 other scenes'))
     assert [row['sharpness / true'] for row in generation_means(rows)] == [2.5] * 4 + [3.] * 4
-    assert table_html([{'a': '<i>', 'b': .5}],
-                      ['b']) == '<table><tr><th>b</th></tr><tr><td>0.500</td></tr></table>'
+
+
+def test_what_the_demo_found_turns_with_its_numbers():
+    results = read_rows(STORED / 'sr.csv')
+    swap = {BOTH: 'x2+x4', 'x2+x4': BOTH}
+    turned = [{**row, 'network': swap.get(row['network'], row['network'])} for row in results]
+    rows = [{'scene': 's', 'factor': factor, 'path': path, **dict.fromkeys(MEASURES, value)}
+            for factor in (2.5, 3.) for path, value in zip(GENERATORS, (1., .9, .5, .6))]
+    said, other = findings(rows, results), findings(rows, turned)
+    assert f'of “{BOTH}” is 0.15 dB higher than that of “x2+x4”' in said[0]
+    assert f'of “{BOTH}” is 0.15 dB lower than that of “x2+x4”' in other[0]
+    assert '“sample”) vary 0.90 times as much as true shots' in said[2]
+    assert '“linear” 0.50 times, those of “pixels” 0.60 times; other true shots 1.00 times' in said[2]

@@ -4,6 +4,9 @@ import re
 import pytest
 from test_pages import HOSTILE, check_page
 
+from interflow.aligning.pictures import alignment_findings
+from interflow.checking.files import Finding
+from interflow.checking.report import Check, Group, check_findings, write_check
 from interflow.core import InterflowError
 from interflow.judging import Judgement, verdict, write_judgement_page
 from interflow.sr.report import ENOUGH, findings, gain_of, say_gain, write_evaluation
@@ -99,3 +102,34 @@ def test_the_page_of_a_judgement(tmp_path):
     write_judgement_page(judgement, tmp_path / 'page.html', {'judged': HOSTILE})
     read = check_page(tmp_path / 'page.html')
     assert read.tags.count('img') == 1 and read.tags.count('tr') == 5 and HOSTILE.replace('"', '\\"') in read.text['pre']
+
+
+def test_an_alignment_says_what_it_gave():
+    shot = {'folder': 'x2', 'factor': 2.01, 'displacement': .1, 'largest': .3, 'foreign': 0., 'gain': [1., 1., 1.], 'matches': 900}
+    worse = {**shot, 'factor': 2.05, 'displacement': .4, 'largest': .9}
+    records = {'scenes': {'a': {'lr': [shot]}, 'b': {'lr': [worse]}}, 'refused': {'c': 'why'}}
+    said = alignment_findings(records)
+    assert said[0] == '2 of 3 scenes are aligned, 1 refused.' and 'At most 0.40 HR pixels' in said[1] and '0.90 at' in said[1]
+    assert said[2] == 'Factors: 2.010 to 2.050 in x2 (2 shots).'
+    assert alignment_findings({'scenes': {}, 'refused': {'c': 'why'}}) == ['0 of 1 scenes are aligned, 1 refused.']
+
+
+def group(place, factor, found, shift=(.1, .3)):
+    return Group(place, 4, factor, found, None, shift, .9, 1., -3., (1., 2.), 0.)
+
+
+def test_a_check_says_where_it_is_worst():
+    fault = Finding('error', 'shift', 'a.png', 'is shifted; register it')
+    check = Check(('set',), [group('x2', 2., 2.02), group('x3', 3., 2.4, (.2, 1.7)), group('own', None, 2., (.1, float('nan')))], [fault], [])
+    said = check_findings(check)
+    assert said[0] == '12 pairs in 3 groups: 1 error.'
+    assert 'in x3, x3.00 is claimed and x2.40 measured' in said[1] and 'at most 1.70 HR pixels' in said[2]
+    assert check_findings(Check((), [], [], [])) == ['0 pairs in 0 groups: nothing doubtful.']
+
+
+def test_the_page_of_a_check_without_pairs_and_with_hostile_names(tmp_path):
+    fault = Finding('error', 'file', HOSTILE, 'is empty; replace it')
+    write_check(Check((HOSTILE,), [group(HOSTILE, 2., None)], [fault], []), tmp_path)
+    assert HOSTILE in check_page(tmp_path / 'check.html').text['li']
+    write_check(Check((), [], [], []), tmp_path / 'none')
+    assert check_page(tmp_path / 'none' / 'check.html').tags.count('img') == 0

@@ -22,6 +22,7 @@ from interflow.judging.report import (  # noqa: F401  one door to all of them
     format_judgement,
     is_judgement,
     judgement_files,
+    span,
     verdict,
     write_judgement,
     write_judgement_page,
