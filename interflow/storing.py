@@ -65,7 +65,7 @@ class Results:
 def check_storable(
     picture: Photograph,        # the source
     size: tuple[int, int],      # (H, W) of what will be made of it
-    results: Results,
+    results: Results,           # the format is looked at
 ) -> None:
     "`InterflowError` where the format cannot keep what the picture has."
     kind = FORMATS[results.format]
@@ -103,7 +103,7 @@ def _deep(image):
 # %% ../nbs/1_photographs/46_storing.ipynb #6d0c1a19
 def deep_png(
     values: np.ndarray,         # (H, W, C) uint16; 1 to 4 channels
-    profile: bytes | None = None,
+    profile: bytes | None = None,   # of its colours, ICC
 ) -> bytes:
     "A PNG of 16 bits per channel."
     height, width, channels = values.shape
@@ -124,7 +124,7 @@ def deep_png(
 # %% ../nbs/1_photographs/46_storing.ipynb #c63ee1bc
 def deep_tiff(
     values: np.ndarray,         # (H, W, C) uint16; 1 to 4 channels
-    profile: bytes | None = None,
+    profile: bytes | None = None,   # of its colours, ICC
 ) -> bytes:
     "A TIFF of 16 bits per channel, compressed without loss."
     height, width, channels = values.shape

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from interflow.cli import main
+from interflow.cli.evaluate import part_places
 from interflow.cli.flow import training_scenes
 from interflow.cli.options import find_places
-from interflow.cli.evaluate import part_places
 from interflow.cli.sr import sr_sources
 from interflow.core import InterflowError, make_generator, photographs, read_image, write_image
 from interflow.data import (

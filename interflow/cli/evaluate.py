@@ -42,7 +42,7 @@ def part_places(
 
 # %% ../../nbs/6_using/18_cli.evaluate.ipynb #05796a17
 def image_place(
-    folder: Path,
+    folder: Path,       # of all images
     scene: str,         # its name, which may be CAMERA/NAME
     factor: float,      # the true one
     network: str,       # as the user wrote it
@@ -53,16 +53,18 @@ def image_place(
 
 def image_places(
     folder: Path | None,                # None: no image is kept
-    scenes: 'Sequence[Scene]',
+    scenes: 'Sequence[Scene]',          # of the set
     factors: Sequence[float],           # true ones; of a scene those that it has
-    networks: Sequence[str],
+    networks: Sequence[str],            # as the user wrote them
 ) -> list[Path]:
     "All that `evaluate` will save, for `guard_outputs`."
     return [image_place(folder, scene.name, factor, network) for network in networks
             for scene in scenes for factor in filter(scene.has, factors)] if folder else []
 
 # %% ../../nbs/6_using/18_cli.evaluate.ipynb #4f73fe93
-def image_keeper(folder: Path) -> 'Callable[[str, Scene, float, Tensor], None]':
+def image_keeper(
+    folder: Path,       # of all images
+) -> 'Callable[[str, Scene, float, Tensor], None]':
     "A function that saves one image of one network, as `evaluate` calls it."
     import numpy as np  # imports wait for their command: see `cli.words`
 
@@ -79,7 +81,7 @@ def image_keeper(folder: Path) -> 'Callable[[str, Scene, float, Tensor], None]':
 def draw_crops(
     file: Path,                             # PNG to write
     networks: 'Mapping[str, nn.Module]',    # the first is compared, or the second for itself
-    scenes: 'Sequence[Scene]',
+    scenes: 'Sequence[Scene]',              # of the set
     rows: Sequence[dict[str, Any]],         # of `evaluate`
     rival: str,                             # one of the networks, or 'bicubic'
 ) -> None:
@@ -123,7 +125,7 @@ class EvaluateOptions:
 def open_networks(
     places: Sequence[Path],     # as the user wrote them
     rival: str,                 # one of them, or bicubic
-    device: str,
+    device: str,                # as the user wrote it
 ) -> 'dict[str, nn.Module]':    # by what the user wrote
     "The networks of an evaluation. `InterflowError` for a rival that is none of them."
     from interflow.core import pick_device

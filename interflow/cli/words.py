@@ -74,7 +74,9 @@ NetworkName = Literal['vdsr', 'rcan', 'kpn', 'han', 'nlsn', 'swinir', 'liif_edsr
                       'liif_rdn', 'metasr_edsr_baseline', 'metasr_rdn']
 PathName = Literal['pixels', 'linear', 'slerp', 'preserving', 'renewing', 'transport', 'sample']
 LatentPath = Literal['linear', 'slerp', 'preserving', 'renewing', 'transport', 'sample']
-CameraName = Literal['canon', 'nikon']
+
+# %% ../../nbs/6_using/00_cli.words.ipynb #188600bb
+CameraName = Literal['canon', 'nikon']      # with its own lens and sensor; others are files
 
 # %% ../../nbs/6_using/00_cli.words.ipynb #da490efb
 SENTENCES = {

@@ -78,11 +78,11 @@ def enlarge(
 
 
 def upscale_image(
-    net: Any,                   # all as for `enlarge`
-    image: Tensor,
-    factor: float,
-    tile: int = 640,
-    ensemble: bool = False,
+    net: Any,                   # a network; this and all others as for `enlarge`
+    image: Tensor,              # (3, h, w) in [0, 1]
+    factor: float,              # times as large
+    tile: int = 640,            # pixels
+    ensemble: bool = False,     # eight orientations
 ) -> Tensor:                    # (3, round(h * factor), round(w * factor)) on the CPU
     "`enlarge`, clipped and rounded to 8 bits: what is measured, and usually stored."
     return to_tensor(to_pixels(enlarge(net, image, factor, tile, ensemble)))
