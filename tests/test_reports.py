@@ -3,13 +3,17 @@ import re
 
 import pytest
 from test_pages import HOSTILE, check_page
+from typer.testing import CliRunner
 
 from interflow.aligning.pictures import alignment_findings
 from interflow.checking.files import Finding
 from interflow.checking.report import Check, Group, check_findings, write_check
-from interflow.core import InterflowError
+from interflow.cli import app
+from interflow.core import InterflowError, data_folder, photographs, read_image, write_image
+from interflow.data import simulate
 from interflow.judging import Judgement, verdict, write_judgement_page
-from interflow.sr.report import ENOUGH, findings, gain_of, say_gain, write_evaluation
+from interflow.sr.report import findings, gain_of, say_gain, write_evaluation
+from interflow.sr.tables import FEWEST
 
 
 def rows_of(count=10, factors=(2., 3.), **networks):
@@ -36,10 +40,10 @@ def test_an_interval_with_zero_in_it_is_no_difference():
 
 
 def test_few_scenes_prove_little_and_factors_are_no_scenes():
-    few, many = (gain_of(rows_of(count, (2., 2.5, 3.), up=.3), 'up', 'bicubic') for count in (ENOUGH - 1, ENOUGH))
+    few, many = (gain_of(rows_of(count, (2., 2.5, 3.), up=.3), 'up', 'bicubic') for count in (FEWEST - 1, FEWEST))
     assert few.scenes == 7 and few.factors == 3
     assert 'prove little' in say_gain(few) and 'prove little' not in say_gain(many)
-    assert not any('above zero' in line for line in findings(rows_of(ENOUGH - 1, up=.3)))
+    assert not any('above zero' in line for line in findings(rows_of(FEWEST - 1, up=.3)))
     assert 'above zero at 2 and below zero at 0 of 2 factors' in findings(rows_of(up=.3))[2]
     assert 'above zero at 0 and below zero at 2 of 2 factors' in findings(rows_of(up=-.3))[2]
 
@@ -133,3 +137,39 @@ def test_the_page_of_a_check_without_pairs_and_with_hostile_names(tmp_path):
     assert HOSTILE in check_page(tmp_path / 'check.html').text['li']
     write_check(Check((), [], [], []), tmp_path / 'none')
     assert check_page(tmp_path / 'none' / 'check.html').tags.count('img') == 0
+
+
+@pytest.fixture(scope='module')
+def pairs(tmp_path_factory):
+    "Two small photographs, and pairs of them."
+    folder = tmp_path_factory.mktemp('reports')
+    for file in photographs('test')[5:]:
+        write_image(folder / 'photos' / f'{file.stem}.png', read_image(file)[:, 128:272, 192:336])
+    simulate(folder / 'photos', folder / 'pairs', (3.,))
+    return folder
+
+
+def command(*words):
+    return CliRunner().invoke(app, [*map(str, words), '--device', 'cpu'])
+
+
+def test_judge_writes_a_page_alone_and_replaces_nothing_else(pairs, tmp_path):
+    words = 'judge', data_folder() / 'weights' / 'flow', pairs / 'pairs', '--draws', 1, '--no-classifier', '--report', tmp_path / 'page.html'
+    for _ in range(2):      # the second time over a page of its own
+        done = command(*words)
+        assert done.exit_code == 0, (done.output, done.exception)
+    read = check_page(tmp_path / 'page.html')
+    assert 'grey levels; of the true ones' in read.text['p'] and '"draws": 1' in read.text['pre']
+    assert [path.name for path in tmp_path.iterdir()] == ['page.html']
+    (tmp_path / 'page.html').write_text('mine')
+    assert 'was not made by this command' in str(command(*words).exception) and (tmp_path / 'page.html').read_text() == 'mine'
+
+
+def test_evaluate_writes_a_page(pairs, tmp_path):
+    done = command('evaluate', data_folder() / 'weights' / 'rcan', pairs / 'pairs', '--report', tmp_path / 'page.html')
+    assert done.exit_code == 0, (done.output, done.exception)
+    read = check_page(tmp_path / 'page.html')
+    assert 'The report: ' in done.output and read.tags.count('img') == 2 and 'PSNR on Y' in read.text['p'] and '"rival": "bicubic"' in read.text['pre']
+    (tmp_path / 'page.html').write_text('mine')
+    again = command('evaluate', data_folder() / 'weights' / 'rcan', pairs / 'pairs', '--report', tmp_path / 'page.html')
+    assert 'was not made by this command' in str(again.exception)

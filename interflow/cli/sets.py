@@ -229,6 +229,8 @@ class JudgeOptions:
     Out = Annotated[Path | None, typer.Option(
         help='folder for judge.csv, .json, .txt and .png')]
     Name = Annotated[str, typer.Option(help='of these files')]
+    Report = Annotated[Path | None, typer.Option(
+        help='HTML file for a page: what was found, figure, table, settings')]
     Band = Annotated[bool, typer.Option(
         help='bring what the flow makes back into the band of its factor')]
     Classifier = Annotated[bool, typer.Option(
@@ -236,7 +238,7 @@ class JudgeOptions:
 
 # %% ../../nbs/6_using/08_cli.sets.ipynb #6f9b8a31
 JUDGE = examples(
-    'interflow judge data/weights/flow data/photos/test --factors 2.1,3.0 --out verdict',
+    'interflow judge data/weights/flow data/photos/test --factors 2.1,3.0 --report verdict.html',
     'interflow judge runs/flow/model sets/RealSR/test --factors 3.0')
 
 
@@ -251,15 +253,14 @@ def _asked(scenes, factors):
 def judge_command(
     model: JudgeOptions.Model, data: JudgeOptions.Data,
     hr: OwnPairs.Hr = None, lr: OwnPairs.Lr = None, factor: OwnPairs.Factor = None,
-    factors: JudgeOptions.Factors = None,
-    path: JudgeOptions.Way = 'sample', draws: JudgeOptions.Draws = 5,
-    shots: JudgeOptions.Shots = 5, camera: JudgeOptions.Camera = 'canon',
-    out: JudgeOptions.Out = None, name: JudgeOptions.Name = 'judge',
+    factors: JudgeOptions.Factors = None, path: JudgeOptions.Way = 'sample',
+    draws: JudgeOptions.Draws = 5, shots: JudgeOptions.Shots = 5,
+    camera: JudgeOptions.Camera = 'canon', out: JudgeOptions.Out = None,
+    name: JudgeOptions.Name = 'judge', report: JudgeOptions.Report = None,
     band: JudgeOptions.Band = True, classifier: JudgeOptions.Classifier = True,
     strict: Strict = False, seed: Seed = 0, device: Device = 'auto',
 ) -> None:
-    """How realistic are the images of a flow, or of a generated set? Against a table of what a
-    perfect answer scores."""
+    "How realistic are images of a flow or a set? Beside them stands what a perfect answer scores."
     from interflow import judging  # imports wait for their command: see `cli.words`
     from interflow.core import pick_device
     from interflow.data import read_scenes
@@ -269,17 +270,18 @@ def judge_command(
     # a generated set was made of the training part
     split = 'train' if (model / 'generated.json').exists() else 'test'
     scenes = usable_scenes(read_scenes(places, split), attempts)
-    if out:
-        read = [path for scene in scenes for path in (scene.hr, *scene.lr.values())]
-        guard_outputs(judging.judgement_files(out, name), read, judging.is_judgement)
+    read = [path for scene in scenes for path in (scene.hr, *scene.lr.values())]
+    files = [*(judging.judgement_files(out, name) if out else ()), *([report] if report else ())]
+    guard_outputs(files, read, judging.is_judgement)
     settings: dict[str, Any] = dict(
         factors=_asked(scenes, factors), path=path, draws=draws, shots=shots,
         camera=camera, band=band, classify=classifier, seed=seed)
     judgement = judging.judge(model, scenes, **settings, device=str(pick_device(device)))
+    said = {'judged': str(model), 'data': ' '.join(map(str, place_folders(places))), **settings}
     if out:
-        read_from = ' '.join(map(str, place_folders(places)))
-        said = {'judged': str(model), 'data': read_from, **settings}
         judging.write_judgement(judgement, out, said, name)
+    if report:
+        judging.write_judgement_page(judgement, report, said)
     typer.echo(judging.format_judgement(judgement.summary))
     if scenes[0].lr:
         typer.echo('Left out, because they need several shots of each scene: '

@@ -197,7 +197,9 @@ def made_before(
     path: Path,         # of a table or a figure
 ) -> bool:
     "Whether `evaluate` or `export` made a file, which may then be replaced."
+    from interflow.pages import is_page
     from interflow.sr.scores import is_table
     from interflow.sr.use import made_here
     graph = path.suffix in ('.pt2', '.onnx')    # names of our layers stand in it
-    return is_table(path) or made_here(path) or (graph and b'interflow' in path.read_bytes())
+    made = is_table(path) or is_page(path) or made_here(path)
+    return made or (graph and b'interflow' in path.read_bytes())

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..core import InterflowError, read_json, whole_file, write_csv, write_json
 from .scores import Judgement
-from ..pages import Page, Picture, table, write_page
+from ..pages import Page, Picture, is_page, table, write_page
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -120,9 +120,11 @@ def judgement_files(
 
 
 def is_judgement(
-    path: Path,     # one of `judgement_files`
+    path: Path,     # one of `judgement_files`, or a page
 ) -> bool:
-    "Whether a file belongs to an earlier judgement, which may be replaced: its .json tells."
+    "Whether a file is of an earlier judgement, which may be replaced: its .json or its head tells."
+    if is_page(path):
+        return True
     try:
         found = read_json(path.with_name(f'{path.stem}.json'))
     except (InterflowError, OSError):
