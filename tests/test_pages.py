@@ -1,4 +1,6 @@
 """Pages: one file with everything inside, nothing that was not escaped, small, and honest sentences."""
+import importlib.util
+import itertools
 import re
 import subprocess
 import sys
@@ -8,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from test_browser import ARTEFACTS, FLAGS
+from test_browser import FOUND as CHROMIUM
 
 from interflow import pages
 from interflow.pages import (
@@ -121,3 +125,47 @@ def test_the_page_says_which_code_made_it(tmp_path):
     assert commit_of(tmp_path) == f'{first} with changes'
     assert command_line(['C:/x/interflow.exe', 'judge', 'a b']).startswith('interflow judge ') and command_line([]) == ''
     assert command_line([sys.executable, 'x']) == ''
+
+
+@pytest.mark.skipif(not CHROMIUM or importlib.util.find_spec('playwright') is None, reason='no Chromium or no playwright here')
+def test_a_page_reads_on_a_phone_and_in_the_dark(tmp_path):
+    from playwright.sync_api import sync_playwright
+    wide = {f'column {k} of many': k / 3 for k in range(14)}
+    sections = {'Tables': ['Some words. ' * 20, table([{'name': '/a/very/long/name/of/a/network/in/a/folder', **wide}])],
+                'Pictures': [Picture(noise(900), 'noise', 'how to read it'), Picture(noise(60), 'small')]}
+    write_page(tmp_path / 'page.html', Page('A page', ['It is 2 % better than before.'], sections, {'settings': ['x' * 300]}))
+    seen, said = {}, []
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        for width, scheme in itertools.product((390, 1280), ('light', 'dark')):
+            context = browser.new_context(viewport={'width': width, 'height': 844}, color_scheme=scheme)
+            page = context.new_page()
+            page.on('console', lambda message: said.append(message.text))
+            page.on('request', lambda request: said.append(request.url) if request.url.startswith('http') else None)
+            page.goto((tmp_path / 'page.html').as_uri())
+            page.evaluate("document.querySelector('details').open = true")
+            ARTEFACTS.mkdir(parents=True, exist_ok=True)
+            page.screenshot(path=ARTEFACTS / f'page_{width}_{scheme}.png', full_page=True)
+            seen[width, scheme] = page.evaluate('''() => {
+                const style = element => getComputedStyle(document.querySelector(element)), table = document.querySelector('table');
+                return {whole: document.documentElement.scrollWidth, table: [table.scrollWidth, table.clientWidth],
+                        ink: style('body').color, paper: style('body').backgroundColor, quiet: style('figcaption').color, size: parseFloat(style('p').fontSize),
+                        images: [...document.images].map(image => image.naturalWidth > 8 && image.getBoundingClientRect().width)} }''')
+            assert not said, said
+            context.close()
+        browser.close()
+    for (width, scheme), found in seen.items():
+        assert found['whole'] <= width and found['size'] >= 16 and all(found['images']), (width, scheme, found)
+        assert contrast(found['ink'], found['paper']) > 7 and contrast(found['quiet'], found['paper']) > 4.5
+        assert found['table'][0] > found['table'][1], 'a wide table scrolls inside itself'
+    assert seen[390, 'light']['paper'] != seen[390, 'dark']['paper'] and seen[390, 'dark']['images'][1] == 60
+    assert seen[390, 'light']['images'][0] > 600, 'a wide picture scrolls too, and is not made small'
+
+
+def contrast(one, other):
+    "Of two colours, by WCAG."
+    def light(colour):
+        shares = (int(part) / 255 for part in re.findall(r'\d+', colour)[:3])
+        return sum(weight * (share / 12.92 if share < .04 else ((share + .055) / 1.055) ** 2.4) for weight, share in zip((.2126, .7152, .0722), shares))
+    low, high = sorted((light(one) + .05, light(other) + .05))
+    return high / low

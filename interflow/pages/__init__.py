@@ -176,7 +176,8 @@ def render(page: Page) -> str:
     settings = json.dumps(page.settings, indent=2, ensure_ascii=False, default=str)
     return Template(read('page.html')).substitute(
         title=html(page.title), style=read('page.css'), sections='\n'.join(sections),
-        found='\n'.join(f'<p>{html(sentence)}</p>' for sentence in page.found),
+        found='\n'.join(f'<p>{html(sentence)}</p>' for sentence in page.found).replace(
+            ' %', '&nbsp;%'),
         settings=html(settings), origin='<br>\n'.join(told))
 
 
