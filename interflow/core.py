@@ -108,10 +108,14 @@ def progress(
     initial: int = 0,             # steps that were done before
     shown: bool = True,           # False: silent everywhere
 ) -> tqdm:
-    "A bar: live in a terminal, a line every 20 s in a log, silent in a notebook."
+    """A bar: live in a terminal, a line every 20 s in a log, silent in a notebook.
+
+    Silent as well where the logger `interflow` passes errors alone, as with `-q`.
+    """
     if bar_makers:
         return bar_makers[-1](items, total=total, initial=initial)
     terminal = sys.stderr.isatty()
+    shown = shown and logging.getLogger('interflow').isEnabledFor(logging.WARNING)
     return tqdm(items, total=total, desc=description, unit=unit, initial=initial,
                 disable=not shown or 'ipykernel' in sys.modules, dynamic_ncols=terminal,
                 mininterval=.2 if terminal else 20, maxinterval=20, leave=True)
@@ -120,10 +124,13 @@ def progress(
 Say = Callable[[str], object]
 
 
-def tell(line: str) -> None:
+def tell(
+    line: str,
+    level: int = logging.WARNING,       # of logging; ERROR for what went wrong
+) -> None:
     "Say a line to the logger `interflow`; a progress bar makes room for it."
     with tqdm.external_write_mode():
-        logging.getLogger('interflow').warning(line)
+        logging.getLogger('interflow').log(level, line)
 
 # %% ../nbs/1_photographs/03_core.ipynb #e45745dd
 def link_file(

@@ -23,7 +23,7 @@ from .core import InterflowError, pad_to_multiple
 from .model import InterFlow
 from .paths import Path, find_path, reduce_map, source, travel, whitened_pair
 from .prior import positions, symmetric_sqrt
-from .tiles import MARGIN, TILE, part, tiles, within
+from .tiles import MARGIN, TILE, part, tile_done, tiles, within
 
 # %% ../nbs/3_degradation/03_generation.ipynb #d05c679c
 def blend_pixels(
@@ -203,6 +203,8 @@ def _make_scene(model, read, windows, wanted, errors, padded):
         of_tile = _make_tile(model, read, wanted, window, errors)
         for images, target in zip(of_tile, made.split(TOGETHER)):
             part(target, core).copy_(part(images, within(core, window)))
+            for _ in images:
+                tile_done()
     return made
 
 # %% ../nbs/3_degradation/03_generation.ipynb #b2679bee

@@ -6,12 +6,13 @@
 __all__ = ['Photograph', 'read_photograph', 'glance', 'list_photographs', 'Attempts', 'sift', 'read_each']
 
 # %% ../nbs/1_photographs/11_photographs.ipynb #0da66dcd
+import logging
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from io import BytesIO
 from pathlib import Path
 
@@ -227,6 +228,7 @@ class Attempts:
         say: Say = tell,        # is told each line; the logger `interflow`
     ):
         self.strict, self.say, self.done = strict, say, 0
+        self.blame = partial(tell, level=logging.ERROR) if say is tell else say
         self.aside: list[Path] = []
         self.told: Counter[str] = Counter()
 
@@ -239,7 +241,7 @@ class Attempts:
         except InterflowError as fault:
             if self.strict:
                 raise
-            self.say(f'left aside: {fault}')
+            self.blame(f'left aside: {fault}')
             self.aside.append(path)
 
     def tell(self, path: Path, notices: Iterable[str]) -> None:

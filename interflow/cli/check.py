@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .options import Data, OwnPairs, app, examples, find_places
+from .options import Data, OwnPairs, app, examples, find_places, model_place
 from ..files import write_json
 
 if TYPE_CHECKING:       # imports wait for their command: see `cli.words`
@@ -42,6 +42,7 @@ class CheckOptions:
         help='folder for check.json, check.csv (a row for each pair) and check.png, pictures of '
              'what is doubtful')]
     Flow = Annotated[Path | None, typer.Option(
+        parser=model_place, metavar='MODEL',
         help='folder of a trained flow, which is asked about the factors too')]
     Processes = Annotated[int | None, typer.Option(
         min=1, help='how many  [default: all cores, one for a small set]')]

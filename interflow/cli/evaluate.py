@@ -14,7 +14,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .options import Device, OwnPairs, Seed, Strict, app, examples, find_places
+from interflow.cli.options import (
+    Device,
+    OwnPairs,
+    Seed,
+    Strict,
+    app,
+    examples,
+    find_places,
+    model_place,
+)
 from .sr import Ensemble, Tile, made_before, model_files
 from ..files import InterflowError, guard_outputs, whole_file, write_csv
 
@@ -145,7 +154,7 @@ def open_networks(
     from interflow.core import pick_device
     from interflow.sr.networks import open_network
     place = pick_device(device)
-    networks = {str(folder): open_network(folder).to(place) for folder in places}
+    networks = {str(folder): open_network(model_place(folder)).to(place) for folder in places}
     if rival not in (*networks, 'bicubic'):
         raise InterflowError(f'rival {rival}: not among the networks given; choose one of '
                              f'{", ".join(networks)} or bicubic')
@@ -173,8 +182,8 @@ def evaluate_command(
     chosen = known_factors(scenes, parse_factors(factors)) if factors else all_factors(scenes)
     read = [path for scene in scenes for path in (scene.hr, *scene.lr.values())]
     images = image_places(save_images, scenes, chosen, [str(place) for place in given])
-    guard_outputs([*filter(None, (csv, crops, report)), *images],
-                  [*read, *model_files(*given)], made_before)
+    read += model_files(*map(model_place, given))
+    guard_outputs([*filter(None, (csv, crops, report)), *images], read, made_before)
     opened = open_networks(given, rival, device)
     names = tuple(dict.fromkeys((*PUBLISHED, *(name.strip() for name in measures.split(',')))))
     keep, attempts = image_keeper(save_images) if save_images else None, Attempts(strict)

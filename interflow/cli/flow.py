@@ -34,6 +34,7 @@ from interflow.cli.options import (
     examples,
     find_places,
     loop_settings,
+    model_place,
     place_folders,
 )
 from ..files import InterflowError, guard_folder
@@ -61,6 +62,7 @@ class TrainOptions:
     Patch = Annotated[int | None, typer.Option(
         help="crop size, pixels  [default: the preset's]")]
     Init = Annotated[Path | None, typer.Option(
+        parser=model_place, metavar='MODEL',
         help='folder of a trained flow to start from; of the same sizes, with as many factors')]
     Recompute = Annotated[bool, typer.Option(
         '--recompute', help='less memory for more time, the same result')]

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Out', 'Seed', 'Device', 'Steps', 'LearningRate', 'SaveEvery', 'Strict', 'Data', 'CheckFirst', 'OUTSIDE', 'ConfigFile',
-           'Sets', 'Threads', 'Processes', 'WhichEngine', 'Address', 'LoopOptions', 'loop_settings', 'OwnPairs',
-           'find_places', 'place_folders', 'choose', 'override', 'take_file', 'Recipe', 'choose_engine']
+           'Sets', 'Threads', 'Processes', 'WhichEngine', 'Address', 'model_place', 'LoopOptions', 'loop_settings',
+           'OwnPairs', 'find_places', 'place_folders', 'choose', 'override', 'take_file', 'Recipe', 'choose_engine']
 
 # %% ../../nbs/6_using/06_cli.options.ipynb #6c61aa62
 from collections.abc import Mapping, Sequence
@@ -32,6 +32,17 @@ Seed = Annotated[int, typer.Option(
     help='decides everything random; the same seed gives the same bytes')]
 Device = Annotated[str, typer.Option(
     parser=str.lower, metavar='[auto|cpu|cuda|cuda:N|mps|xpu]', help='that computes')]
+
+# %% ../../nbs/6_using/06_cli.options.ipynb #379e1ab4
+def model_place(
+    place: str | Path,      # folder of a model or a run, or NAME:FILE
+) -> Path:
+    "Where the model lies; a place without one stays as it is, for the reader to say so."
+    from interflow.loading import model_folder  # imports wait for their command: see `cli.words`
+    try:
+        return model_folder(place)
+    except InterflowError:
+        return Path(place)
 
 # %% ../../nbs/6_using/06_cli.options.ipynb #01ecc677
 Steps = Annotated[int | None, typer.Option(help="optimiser steps  [default: the preset's]")]

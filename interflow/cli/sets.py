@@ -28,6 +28,7 @@ from interflow.cli.options import (
     describe_paths,
     examples,
     find_places,
+    model_place,
     place_folders,
 )
 from .words import CameraName, PathName
@@ -43,7 +44,8 @@ if TYPE_CHECKING:       # imports wait for their command: see `cli.words`
 # %% ../../nbs/6_using/08_cli.sets.ipynb #a77854cb
 class ImageOptions:
     "Which images `generate` makes."
-    Model = Annotated[Path, typer.Argument(help='folder of a trained flow')]
+    Model = Annotated[Path, typer.Argument(
+        parser=model_place, help='folder of a trained flow, or of the run that trained it')]
     Data = Annotated[list[Path], typer.Argument(
         default_factory=list, show_default=False,
         help='sets or lists of pairs, or for path sample plain folders of photographs')]
@@ -161,6 +163,12 @@ def read_statistics(
         raise InterflowError(f'like {like}: path {config.path} draws no noise; use path sample')
     return latent_statistics(model, read_image(hr), read_image(lr), factor)
 
+
+def _tell_aside(report):
+    "The first ten images that were set aside, and why."
+    for file, reason in report.set_aside[:10]:
+        typer.echo(f'set aside: {file}: {reason}', err=True)
+
 # %% ../../nbs/6_using/08_cli.sets.ipynb #1180993c
 GENERATE = examples(
     'interflow generate data/weights/flow photos made --factors 2.5,3.0',
@@ -203,8 +211,7 @@ def generate(
         processes = best_processes(device, scenes) if part.world == 1 else 1
     report = run(flow, scenes, out, config, device, processes, part,
                  read_statistics(flow, like, config), resume, runner)
-    for file, reason in report.set_aside[:10]:
-        typer.echo(f'set aside: {file}: {reason}', err=True)
+    _tell_aside(report)
     typer.echo(f'{report.kept} images of {len(scenes)} scenes, {len(report.set_aside)} set aside, '
                f'{report.missing} missing: {out}')
     attempts.end()
@@ -213,7 +220,8 @@ def generate(
 class JudgeOptions:
     "What `judge` may be told."
     Model = Annotated[Path, typer.Argument(
-        help='folder of a trained flow, or of a set that `generate` made')]
+        parser=model_place,
+        help='folder of a trained flow or its run, or of a set that `generate` made')]
     Data = Annotated[list[Path], typer.Argument(
         default_factory=list, show_default=False,
         help='plain folders of photographs (the truth is simulated, all measures), or sets or '

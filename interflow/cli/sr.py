@@ -33,6 +33,7 @@ from interflow.cli.options import (
     examples,
     find_places,
     loop_settings,
+    model_place,
     place_folders,
 )
 from .words import LatentPath, NetworkName
@@ -59,6 +60,7 @@ class SRTrainOptions:
         help='how often to draw from each set, and last from the flow, such as 2,1; 0 leaves one '
              'out  [default: all alike]')]
     Flow = Annotated[Path | None, typer.Option(
+        parser=model_place, metavar='MODEL',
         help='folder of a trained flow, which makes images of the first set while training')]
     FlowPath = Annotated[LatentPath, typer.Option(
         case_sensitive=False, help=describe_paths(latents=True))]
@@ -67,6 +69,7 @@ class SRTrainOptions:
     FlowFactors = Annotated[str | None, typer.Option(
         help="'2.5,3.0' to choose from, or '2.2:3.6', any between  [default: the trained range]")]
     Init = Annotated[Path | None, typer.Option(
+        parser=model_place, metavar='MODEL',
         help='folder of a trained network of the same kind and size to start from')]
     BatchSize = Annotated[int | None, typer.Option(
         help="crops a step  [default: the preset's]")]

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from .options import Device, Strict, app, examples
+from .options import Device, Strict, app, examples, model_place
 from .sr import Ensemble, Tile, made_before, model_files
 from ..files import guard_outputs
 
@@ -19,7 +19,8 @@ from ..files import guard_outputs
 class UseOptions:
     "What `upscale` and `export` may be told."
     Model = Annotated[Path, typer.Argument(
-        help='folder of a trained SR network, or NAME:FILE for published weights')]
+        parser=model_place,
+        help='folder of a trained SR network or its run, or NAME:FILE for published weights')]
     Images = Annotated[Path, typer.Argument(
         help='a picture, or a folder of pictures with its sub-folders')]
     Large = Annotated[Path, typer.Argument(help='folder for the large pictures')]

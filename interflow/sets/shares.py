@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['EACH', 'make_in_processes', 'units', 'runs_again', 'make_scene', 'ask_photographs', 'narrow', 'Work', 'jobs_of',
-           'run_share', 'make_shares']
+           'tiles_of', 'run_share', 'make_shares']
 
 # %% ../../nbs/3_degradation/10_sets.shares.ipynb #7be7a3b0
 import glob
@@ -28,14 +28,15 @@ from interflow.core import (
     to_tensor,
 )
 from ..core import best_processes as best_processes
-from ..data import Scene, read_scene
+from ..data import Scene, read_scene, size_of
 from ..gate import ANY, photographs_of, reference
 from ..generation import TOGETHER, LatentStatistics, generate_scene
 from ..model import InterFlow
 from ..paths import among, find_path
-from .manifest import Recorder, Watch, read_records
+from .manifest import Dots, Recorder, Watch
 from .plans import Job, SetConfig, factor_of, needed_factors, plan
 from .shards import Context, Pool, clean, finish_image, pack, shard_name
+from ..tiles import counted, tiles
 
 # %% ../../nbs/3_degradation/10_sets.shares.ipynb #8194e56b
 def units(
@@ -178,12 +179,30 @@ def _of_shard(context, number):
     return context._replace(kept=context.out / '.staging',
                             shared={**context.shared, 'shard': shard_name(number)})
 
+# %% ../../nbs/3_degradation/10_sets.shares.ipynb #32e27ca7
+def tiles_of(
+    work: Work,
+    i: int,             # number of the scene
+    images: int,        # that are made of it
+) -> int:
+    "How many tiles all images of a scene have."
+    height, width = (-(-side // 4) * 4 for side in size_of(work.scenes[i].hr))
+    return images * len(tiles(height, width, work.config.tile, work.config.margin))
+
+
+def _all_tiles(work, share):
+    "The tiles of a share."
+    config, names = work.config, [scene.name for scene in work.scenes]
+    return sum(tiles_of(work, i, len(plan(config, names, i)))
+               for unit in units(config, len(names), share).values() for i in unit)
+
 # %% ../../nbs/3_degradation/10_sets.shares.ipynb #b189670c
 def run_share(
     work: Work,
     share: Share = WHOLE,
     alive: Callable[[], bool] = lambda: True,       # asked between scenes; False stops
     tick: Callable[[], object] | None = None,       # told after each scene; None: shows progress
+    dots: Dots | None = None,           # counts tiles; None: a bar
 ) -> None:
     "Make one share of a set; `join` says what there is then."
     config, device, out = work.config, pick_device(work.device), Path(work.out)
@@ -192,8 +211,8 @@ def run_share(
     known = needed_factors(work.model, work.scenes, config)
     model = None if work.model is None else narrow(work.model.to(device).eval(), config)
     dealt = units(config, len(names), share)
-    bar = progress(total=sum(map(len, dealt.values())), description=f'generate ({config.path})',
-                   unit='scene', shown=tick is None)
+    bar = progress(total=_all_tiles(work, share), description=f'generate ({config.path})',
+                   unit='tile', shown=tick is None)
     with one_thread(device), bar, context.recorder.file:
         for number, unit in dealt.items():
             plans = {i: plan(config, names, i) for i in unit}
@@ -202,14 +221,18 @@ def run_share(
                 context = _of_shard(context, number)
                 if (out / shard_name(number)).exists():
                     clean(context.kept, jobs)
+                    (dots or bar).update(sum(tiles_of(work, i, len(plans[i])) for i in unit))
                     continue
             with Pool() as pool:
                 for i in unit:
                     if not alive():
                         return
-                    make_scene(model, work.scenes[i], plans[i], context, known(work.scenes[i]),
-                               work.statistics, pool, runs_again(config, i))
-                    (tick or bar.update)()
+                    with counted(dots or bar, tiles_of(work, i, len(plans[i]))):
+                        make_scene(model, work.scenes[i], plans[i], context,
+                                   known(work.scenes[i]), work.statistics, pool,
+                                   runs_again(config, i))
+                    if tick:
+                        tick()
             if tar:
                 pack(out, jobs, context.recorder.records, number)
 
@@ -217,7 +240,7 @@ def run_share(
 def _make(work, share):
     "One job of several."
     check_seen(Path(work.out))
-    run_share(work, share, tick=lambda: None)
+    run_share(work, share, tick=lambda: None, dots=Dots(work.out, *share))
 
 
 def _anywhere(work):
@@ -237,12 +260,11 @@ def make_shares(
     "Make a share as several jobs. `InterflowError` where one fails, which ends all."
     work, parts = _anywhere(work), split_share(share, count)
     Path(work.out).mkdir(parents=True, exist_ok=True)
-    files = {job.file for job in jobs_of(work, share)}
-    before, watch = len(read_records(work.out, files)), Watch(work.out, parts)
-    title, codes = f'generate ({work.config.path}, {count} jobs)', []
-    with progress(total=len(files), initial=before, description=title, unit='image') as bar:
+    watch, codes = Watch(work.out, parts), []
+    title = f'generate ({work.config.path}, {count} jobs)'
+    with progress(total=_all_tiles(work, share), description=title, unit='tile') as bar:
         for codes in engine(_make, [(work, one) for one in parts], count):
-            bar.update(before + watch.count() - bar.n)
+            bar.update(watch.count() - bar.n)
             if any(codes):
                 break
     if failed := [code for code in codes if code]:
