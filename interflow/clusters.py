@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 
-from .core import InterflowError, explain, in_processes, put_once
+from .core import InterflowError, explain, in_processes, need, put_once
 
 # %% ../nbs/1_photographs/24_clusters.ipynb #767ecca1
 class Engine(Protocol):
@@ -144,11 +144,8 @@ def import_ray() -> Any:        # the module
     "Ray. `InterflowError` with the command that installs it, where it is not there."
     for name, value in SILENCE.items():
         os.environ.setdefault(name, value)
-    try:
-        return importlib.import_module('ray')       # a second; only clusters need it
-    except ImportError:
-        raise InterflowError("engine ray: Ray is not installed; install it with "
-                             "pip install 'interflow[cluster]'") from None
+    need('cluster', 'ray')
+    return importlib.import_module('ray')       # a second; only clusters need it
 
 # %% ../nbs/1_photographs/24_clusters.ipynb #6aa24bab
 def connect(

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['bar_makers', 'Say', 'SMALL', 'derive_seed', 'make_generator', 'pick_device', 'progress', 'tell', 'link_file',
-           'one_thread', 'usable_cores', 'best_processes', 'use_threads', 'put_once', 'in_processes']
+           'one_thread', 'install', 'need', 'usable_cores', 'best_processes', 'use_threads', 'put_once', 'in_processes']
 
 # %% ../nbs/1_photographs/03_core.ipynb #d47e15f6
 import hashlib
@@ -22,6 +22,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -160,6 +161,21 @@ def one_thread(
         yield
     finally:
         torch.set_num_threads(before)
+
+# %% ../nbs/1_photographs/03_core.ipynb #866c48a1
+def install(extra: str) -> str:     # 'all': every extra
+    "The command that installs an extra; the package index knows interflow by another name."
+    return f"pip install 'interflow-sr[{extra}]'"
+
+
+def need(
+    extra: str,         # that has the modules
+    *modules: str,      # that will be imported
+) -> None:
+    "`InterflowError` with the command that installs `extra`, where a module is missing."
+    for name in modules:
+        if find_spec(name) is None:
+            raise InterflowError(f'{name}: not installed; {install(extra)}')
 
 # %% ../nbs/1_photographs/03_core.ipynb #f9a0a668
 def usable_cores() -> int:

@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from .cards import card_text
-from .core import InterflowError, read_json, whole_folder, write_json
+from .core import InterflowError, need, read_json, whole_folder, write_json
 
 # %% ../nbs/2_flow/00_weights.ipynb #65665191
 def write_module(
@@ -138,6 +138,7 @@ def fetch(place: str | Path, **hub: Any) -> Path:
     "The folder `place`, or that of USER/NAME on the hub, loaded with `hub`; else `InterflowError`."
     if Path(place).is_dir():
         return Path(place)
+    need('hub', 'huggingface_hub')
     from huggingface_hub import snapshot_download  # only those who share need it
     try:
         found = snapshot_download(str(place), allow_patterns=['*.json', '*.safetensors', '*.md'],
@@ -148,17 +149,16 @@ def fetch(place: str | Path, **hub: Any) -> Path:
     return Path(found)
 
 # %% ../nbs/2_flow/00_weights.ipynb #6b31f032
-CARD: dict[str, Any] = dict(library_name='interflow', license='mit',
-                            pipeline_tag='image-to-image', tags=['real-world-super-resolution'])
+CARD = '\n'.join(('library_name: interflow', 'license: mit', 'pipeline_tag: image-to-image',
+                  'tags:', '- real-world-super-resolution'))
 
 
 def card_of(module: Any) -> str:
     "The card of `module`, a `Pretrained`, made from its `run`; its head tells the hub what it is."
-    from huggingface_hub import ModelCardData  # only those who share need it
     count = sum(p.numel() for p in module.parameters())
     text = card_text(type(module).__name__, module.purpose, count, asdict(module.config),
                      module.run)
-    return f'---\n{ModelCardData(**CARD).to_yaml()}\n---\n\n{text}'
+    return f'---\n{CARD}\n---\n\n{text}'
 
 
 def share(module: Any, folder: Path) -> None:
@@ -208,6 +208,7 @@ class Pretrained:
 
     def push_to_hub(self, repo_id: str, **hub: Any) -> str:
         "Send model and card to `repo_id`, USER/NAME; `hub` as for huggingface_hub. The commit."
+        need('hub', 'huggingface_hub')
         from huggingface_hub import ModelHubMixin  # its way of sending, which saves as above
         return ModelHubMixin.push_to_hub(cast(Any, self), repo_id, **hub)
 

@@ -308,4 +308,4 @@ def test_without_ipywidgets_one_line_says_so():
     script = "import sys; sys.modules['ipywidgets'] = None\nfrom interflow.explorer import explore\nfrom interflow.core import InterflowError\n" \
              "try: explore()\nexcept InterflowError as fault: print(fault)"
     done = subprocess.run([sys.executable, '-c', script], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0 and 'interflow[explorer]' in done.stdout and len(done.stdout.splitlines()) == 1, done.stderr
+    assert done.returncode == 0 and "pip install 'interflow-sr[explorer]'" in done.stdout and len(done.stdout.splitlines()) == 1, done.stderr

@@ -349,7 +349,7 @@ def test_embedding_refuses(wrong, said):
 
 def test_a_missing_extra_is_named(monkeypatch):
     monkeypatch.setitem(__import__('sys').modules, 'sklearn.manifold', None)
-    with pytest.raises(InterflowError, match=r'pip install interflow\[explorer\]'):
+    with pytest.raises(InterflowError, match=r"pip install 'interflow-sr\[explorer\]'"):
         embed(clusters()[0], 'tsne')
 
 

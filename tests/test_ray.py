@@ -23,7 +23,7 @@ from interflow.data import Processing, read_scenes, simulate
 from interflow.files import LeftAside
 from interflow.sets import SetConfig, begin_set, generate, shares
 
-ray = pytest.importorskip('ray', reason="Ray is not installed: pip install 'interflow[cluster]'")
+ray = pytest.importorskip('ray', reason="Ray is not installed: pip install 'interflow-sr[cluster]'")
 FLOW = data_folder() / 'weights' / 'flow'
 NODE = {'num_cpus': 1, 'object_store_memory': 80_000_000}
 LEAN = {'include_dashboard': False, 'include_log_monitor': False, 'no_monitor': True}
@@ -158,6 +158,6 @@ def test_what_jobs_have_in_common_is_stored_once():
 
 def test_without_ray_one_line_says_how_to_install_it(monkeypatch, photos, tmp_path):
     monkeypatch.setitem(sys.modules, 'ray', None)
-    with pytest.raises(InterflowError, match=r"pip install 'interflow\[cluster\]'"):
+    with pytest.raises(InterflowError, match=r"pip install 'interflow-sr\[cluster\]'"):
         CliRunner().invoke(app, ['generate', str(FLOW), str(photos), str(tmp_path / 'set'), '--engine', 'ray'], catch_exceptions=False)
     assert not (tmp_path / 'set').exists()

@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import median
 
 from .scenes import SAME, Alignment, open_shot, told_factor
-from ..core import InterflowError, Say, read_json, tell
+from ..core import InterflowError, Say, need, read_json, tell
 from ..data import factor_folder
 from ..files import first_difference
 from ..photographs import list_photographs
@@ -31,6 +31,8 @@ def find_scenes(
     say: Say = tell,        # is told of files that are not read
 ) -> dict[str, list[Path]]:
     "Scene -> its photographs. `InterflowError` for a folder without any."
+    need('sets', 'cv2', 'scipy')
+    need('plots', 'matplotlib')
     folder, scenes = Path(shots), dict[str, list[Path]]()
     for path in list_photographs(folder, say):
         scenes.setdefault(path.parent.relative_to(folder).as_posix(), []).append(path)

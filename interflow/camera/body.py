@@ -8,7 +8,7 @@ __all__ = ['CAMERAS', 'MEASURED', 'Camera', 'get_camera', 'check_factor']
 # %% ../../nbs/1_photographs/04_camera.body.ipynb #7866c5a4
 from dataclasses import dataclass, replace
 
-from ..core import InterflowError
+from ..core import InterflowError, need
 
 # %% ../../nbs/1_photographs/04_camera.body.ipynb #5d206f39
 @dataclass(frozen=True)
@@ -72,7 +72,11 @@ def get_camera(name: str) -> Camera:
 
 
 def check_factor(factor: float) -> None:
-    "Raises `InterflowError` unless `factor`, the true one, lies in [1, 4]."
+    """Raises `InterflowError` unless `factor`, the true one, lies in [1, 4].
+
+    And where the packages are missing that a camera computes with.
+    """
+    need('sets', 'cv2', 'scipy')
     if not 1 <= factor <= 4:
         raise InterflowError(f'factor {factor}: outside [1, 4]; '
                              'the camera zooms from 1 (105 mm) to 4 (26.25 mm)')

@@ -23,7 +23,7 @@ from .files import TOLERANCE, Finding, Tolerance, finding_of, misfit_of_sizes
 from .images import ImageFacts, judge_image, look
 from .pairs import PairFacts, compare_pair, judge_pair
 from .twins import print_of
-from ..core import InterflowError, in_processes, one_thread, progress, read_pixels
+from ..core import InterflowError, in_processes, need, one_thread, progress, read_pixels
 from ..data.scenes import Scene, label_of
 
 # %% ../../nbs/3_degradation/22_checking.scenes.ipynb #88ec1f8d
@@ -172,6 +172,7 @@ def examine_all(
     shown: bool = True,         # with a progress bar
 ) -> list[SceneFacts]:          # in the order of the scenes
     "`examine` for each scene, in several processes. `InterflowError` where one of them fails."
+    need('sets', 'cv2')
     if processes == 1:
         with _one_core():
             bar = progress(scenes, description='check', unit='scene', shown=shown)

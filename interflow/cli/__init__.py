@@ -137,6 +137,12 @@ def _run():
         logging.getLogger('interflow').debug('the error came from here', exc_info=fault)
         typer.echo(f'interflow: {explain(fault)}', err=True)
         return getattr(fault, 'exit_code', 2)
+    except ModuleNotFoundError as fault:    # of an extra that nobody asked for first
+        if (fault.name or 'interflow').startswith('interflow'):
+            raise
+        from interflow.core import install  # imports torch
+        typer.echo(f'interflow: {fault.name}: not installed; {install("all")}', err=True)
+        return 2
 
 
 def main() -> None:

@@ -63,6 +63,9 @@ def check_command(
     registration, exchanged HR and LR, light, noise, factor, and pictures that are there twice.
     Exit code 0: clean; 1: warnings; 2: errors."""
     from interflow.checking import check, count_of, format_findings, format_groups, write_check
+    from interflow.core import need
+    if out:
+        need('plots', 'matplotlib')
     places = find_places(data, hr, lr, factor)
     found = check(places, processes, posterior_of(flow) if flow else None)
     if found.groups:

@@ -174,9 +174,12 @@ def evaluate_command(
     strict: Strict = False, seed: Seed = 0, device: Device = 'auto',
 ) -> None:
     "Judge SR networks on pairs: means, bootstrap intervals, paired differences to a rival."
+    from interflow.core import need
     from interflow.data import all_factors, known_factors, parse_factors, read_set
     from interflow.photographs import Attempts
     from interflow.sr.evaluation import PUBLISHED, evaluate, format_tables, summarise
+    if crops:
+        need('plots', 'matplotlib')
     given, sets = part_places([*networks, *([data] if data else [])], hr is not None)
     scenes = read_set(find_places(sets, hr, lr, factor), 'test')
     chosen = known_factors(scenes, parse_factors(factors)) if factors else all_factors(scenes)

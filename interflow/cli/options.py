@@ -251,7 +251,7 @@ Processes = Annotated[int, typer.Option(
 WhichEngine = Annotated[Literal['processes', 'ray'], typer.Option(
     '--engine', case_sensitive=False,
     help="processes of this machine, or ray, a cluster that may grow and shrink: needs pip "
-         "install 'interflow[cluster]'")]
+         "install 'interflow-sr[cluster]'")]
 Address = Annotated[str | None, typer.Option(
     help="of the Ray cluster, HOST:PORT or 'auto'  [default: this machine's, or a new one]")]
 

@@ -270,7 +270,7 @@ def judge_command(
 ) -> None:
     "How realistic are images of a flow or a set? Beside them stands what a perfect answer scores."
     from interflow import judging  # imports wait for their command: see `cli.words`
-    from interflow.core import pick_device
+    from interflow.core import need, pick_device
     from interflow.data import read_scenes
     from interflow.photographs import Attempts
     attempts = Attempts(strict)
@@ -278,6 +278,8 @@ def judge_command(
     # a generated set was made of the training part
     split = 'train' if (model / 'generated.json').exists() else 'test'
     scenes = usable_scenes(read_scenes(places, split), attempts)
+    if out or report:
+        need('plots', 'matplotlib')
     read = [path for scene in scenes for path in (scene.hr, *scene.lr.values())]
     files = [*(judging.judgement_files(out, name) if out else ()), *([report] if report else ())]
     guard_outputs(files, read, judging.is_judgement)

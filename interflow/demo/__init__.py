@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from ..checkpoints import fingerprint
-from ..core import best_processes, one_thread, pick_device, read_json, write_json
+from ..core import best_processes, need, one_thread, pick_device, read_json, write_json
 from ..data import begin_folder
 from .plan import DemoConfig, shipped_flow, story
 from .quality import judge_generation
@@ -95,6 +95,9 @@ def run_demo(
     when `out` holds one of other settings, and where the flow to start from is missing or of other
     sizes.
     """
+    for extra, module in (('sets', 'cv2'), ('train', 'accelerate'), ('metrics', 'skimage'),
+                          ('plots', 'matplotlib')):
+        need(extra, module)
     out, device, config = Path(out), pick_device(device), config or DemoConfig()
     processes = processes or _best(config, device)
     init = shipped_flow(config)

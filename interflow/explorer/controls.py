@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import Any
 
 from ..camera import CAMERAS
-from ..core import InterflowError, data_folder, read_json
+from ..core import InterflowError, data_folder, need, read_json
 from .gallery import MAX_BYTES, Part
 from .studio import Settings, Studio
 from ..paths import PATHS, find_path
@@ -43,11 +43,8 @@ def flows() -> dict[str, str]:
 # %% ../../nbs/5_seeing/09_explorer.controls.ipynb #a4a46ec1
 def import_widgets() -> ModuleType:
     "The module ipywidgets; `InterflowError` where it is missing."
-    try:
-        import ipywidgets  # here, because the package imports without it
-    except ImportError:
-        raise InterflowError('the explorer: ipywidgets is not installed; '
-                             'pip install "interflow[explorer]"') from None
+    need('explorer', 'ipywidgets')
+    import ipywidgets  # here, because the package imports without it
     return ipywidgets
 
 

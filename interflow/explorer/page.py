@@ -22,11 +22,10 @@ import threading
 import time
 from collections.abc import Callable
 from html import escape
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from ..core import InterflowError, write_json
+from ..core import InterflowError, need, write_json
 from .charts import png
 from .controls import next_seed
 from .drawing import strip
@@ -219,10 +218,8 @@ def serve(
     Raises `InterflowError` when Voila, ipywidgets or ipykernel is missing, no port is free, or
     the server does not start.
     """
-    needed = 'voila', 'ipywidgets', 'ipykernel'
-    if missing := [name for name in needed if find_spec(name) is None]:
-        raise InterflowError(f'the explorer: {" and ".join(missing)} not installed; '
-                             'pip install "interflow[explorer]"')
+    need('explorer', 'voila', 'ipywidgets', 'ipykernel')
+    need('plots', 'matplotlib')
     token, chosen = secrets.token_urlsafe(16) if token is None else token, free_port(port)
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.default_int_handler)      # ends the server too

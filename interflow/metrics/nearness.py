@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core import InterflowError, check_image
+from ..core import InterflowError, check_image, need
 
 # %% ../../nbs/1_photographs/18_metrics.nearness.ipynb #3369a68b
 def luma(
@@ -92,6 +92,7 @@ def ssim_y(
 
     Raises `InterflowError` for different sizes, NaN, or sides below 15 pixels.
     """
+    need('metrics', 'skimage')
     from skimage.metrics import structural_similarity  # takes long to import
     y, truth = _shaved(image, reference)
     return float(structural_similarity(y, truth, win_size=7, data_range=255))
@@ -102,6 +103,7 @@ def ssim_rgb(
     reference: Tensor,     # the same size
 ) -> float:                # in [-1, 1]
     "Mean of the SSIM of the three colours, full range. Otherwise as `ssim_y`."
+    need('metrics', 'skimage')
     from skimage.metrics import structural_similarity  # takes long to import
     rgb, truth = _shaved(image, reference, _eight_bit)
     return float(structural_similarity(rgb, truth, win_size=7, data_range=255, channel_axis=0))

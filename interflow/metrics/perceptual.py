@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core import InterflowError, check_image
+from ..core import InterflowError, check_image, install, need
 from .nearness import check_pair
 
 # %% ../../nbs/1_photographs/19_metrics.perceptual.ipynb #be18914d
@@ -81,7 +81,7 @@ def _st_lpips_vgg():
         return LPIPS(net='vgg', variant='shift_tolerant', verbose=False)
     # the package imports torchvision, which only its other variants use
     return _perceptual(lambda: _without_torchvision(make), 'st_lpips_vgg',
-                       'pip install interflow[metrics]')
+                       install('perceptual'))
 
 
 def st_lpips_vgg(
@@ -90,7 +90,7 @@ def st_lpips_vgg(
 ) -> float:                # 0 for equal images
     """Shift-tolerant LPIPS on VGG (Ghildyal and Liu 2022), another distance than LPIPS.
 
-    Raises `InterflowError` without `interflow[metrics]`, for different sizes or NaN.
+    Raises `InterflowError` without the extra `perceptual`, for different sizes or NaN.
     """
     return _distance(_st_lpips_vgg(), image, reference)
 
@@ -101,14 +101,11 @@ def flip(
 ) -> float:                # in [0, 1], 0 for equal images
     """Mean of the FLIP error map (Andersson et al. 2020) at 67 pixels per degree.
 
-    Raises `InterflowError` without `interflow[metrics]`, for different sizes or NaN.
+    Raises `InterflowError` without the extra `perceptual`, for different sizes or NaN.
     """
     check_pair(image, reference)
-    try:
-        from flip_evaluator import evaluate  # an extra package
-    except ImportError:
-        raise InterflowError('flip: the package flip-evaluator is missing; '
-                             'pip install interflow[metrics]') from None
+    need('perceptual', 'flip_evaluator')
+    from flip_evaluator import evaluate  # an extra package
     values = [check_image(one).detach().float().clamp(0, 1) for one in (reference, image)]
     pair = [np.ascontiguousarray(one.permute(1, 2, 0).cpu().numpy()) for one in values]
     return float(evaluate(*pair, 'LDR', applyMagma=False)[1])

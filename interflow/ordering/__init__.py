@@ -21,6 +21,7 @@ from interflow.core import (
     InterflowError,
     begin_folder,
     best_processes,
+    need,
     progress,
     read_json,
     read_pixels,
@@ -240,6 +241,7 @@ def order(
     Exact to the pixel. The same call goes on where one was stopped. `InterflowError` where no
     scene is at all labels.
     """
+    need('sets', 'cv2')
     root, out = Path(root), Path(out)
     guard_folder(out, [root])
     matches, left_out = find_matches(root, out, config)

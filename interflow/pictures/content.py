@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core import InterflowError
+from ..core import InterflowError, need
 from .factors import blocks
 from .gaussians import along_axes
 from ..prior import GaussianPrior
@@ -52,11 +52,8 @@ def embed(
     centred = (vectors - vectors.mean(0)).double()
     if method == 'pca':
         return centred @ torch.linalg.svd(centred, full_matrices=False)[2][:2].T
-    try:
-        from sklearn.manifold import TSNE  # an extra, and slow to import
-    except ImportError:
-        raise InterflowError('method tsne: scikit-learn is not installed; '
-                             'pip install interflow[explorer], or use pca') from None
+    need('explorer', 'sklearn')     # pca needs nothing
+    from sklearn.manifold import TSNE  # an extra, and slow to import
     perplexity = min(30., (len(vectors) - 1) / 3)
     tsne = TSNE(perplexity=perplexity, init='pca', random_state=seed)
     return torch.from_numpy(tsne.fit_transform(centred.cpu().numpy())).double()

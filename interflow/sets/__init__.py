@@ -19,7 +19,7 @@ from PIL import Image
 
 from ..checkpoints import fingerprint
 from ..clusters import Engine, Processes
-from ..core import InterflowError, pick_device, read_pixels, write_json
+from ..core import InterflowError, need, pick_device, read_pixels, write_json
 from ..data import Scene, begin_folder, read_scene
 from ..files import guard_outputs
 from ..generation import LatentStatistics
@@ -186,6 +186,8 @@ def begin_set(
     resume: bool = True,            # False: refuses a folder that holds any set
 ) -> None:
     "Check everything, then claim the folder; `InterflowError` where it holds another set."
+    if config.format == 'webdataset':
+        need('sets', 'webdataset')
     check_names(config, [scene.name for scene in scenes], out)
     check_scenes(model, scenes, config)
     if not resume and (Path(out) / 'generated.json').exists():

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from interflow.core import (
     InterflowError,
+    install,
     pick_device,
     progress,
     to_pixels,
@@ -200,7 +201,7 @@ def _onnx(program: Any, other: Tensor) -> tuple[bytes, Tensor]:
         import onnxscript  # noqa: F401  # torch's exporter needs it and says so less clearly
     except ImportError as fault:
         raise InterflowError(f'export: the package {fault.name} is missing; '
-                             'pip install interflow[export]') from None
+                             f'{install("export")}') from None
     graph = torch.onnx.export(
         program, dynamo=True, input_names=['lr'], output_names=['sr'], verbose=False,
         optimize=False)     # its optimiser takes + 1e-9 for nothing, which guards divisions in LIIF

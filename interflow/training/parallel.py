@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from ..clusters import Share, split_share
-from ..core import InterflowError, pick_device
+from ..core import InterflowError, need, pick_device
 
 # %% ../../nbs/2_flow/20_training.parallel.ipynb #abf56c72
 def writes() -> bool:
@@ -37,6 +37,7 @@ def begin_accelerator(
 
     `InterflowError` where Accelerate would take another device, or has no such precision here.
     """
+    need('train', 'accelerate')
     from accelerate import Accelerator  # a second to import, and only training needs it
     from accelerate.state import AcceleratorState
     from accelerate.utils import DistributedDataParallelKwargs

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core import InterflowError, Say
+from ..core import InterflowError, Say, install, need
 
 # %% ../../nbs/2_flow/23_training.watching.ipynb #ceaaf328
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class Watch:
 # %% ../../nbs/2_flow/23_training.watching.ipynb #18a587a4
 def check_loggers(names: Sequence[str]) -> list[str]:
     "The `names`, if each can be used here. `InterflowError` for one that is unknown or missing."
+    need('train', 'accelerate')
     from accelerate.tracking import (  # a second to import
         LOGGER_TYPE_TO_CLASS,
         get_available_trackers,
@@ -45,8 +46,9 @@ def check_loggers(names: Sequence[str]) -> list[str]:
         if name not in known:
             raise InterflowError(f'logger {name}: unknown; choose of {", ".join(known)}')
         if name not in there:
-            raise InterflowError(f'logger {name}: its package is not installed; '
-                                 f'pip install {name}, or leave it out')
+            fix = install('train') if name == 'tensorboard' else f'pip install {name}'
+            raise InterflowError(f'logger {name}: its package is not installed; {fix}, or leave '
+                                 'it out')
     return list(names)
 
 # %% ../../nbs/2_flow/23_training.watching.ipynb #1d5fe3e0
