@@ -168,11 +168,8 @@ def install(extra: str) -> str:     # 'all': every extra
     return f"pip install 'interflow-sr[{extra}]'"
 
 
-def need(
-    extra: str,         # that has the modules
-    *modules: str,      # that will be imported
-) -> None:
-    "`InterflowError` with the command that installs `extra`, where a module is missing."
+def need(extra: str, *modules: str) -> None:
+    "`InterflowError` with the command that installs `extra` where one of its `modules` is missing."
     for name in modules:
         if find_spec(name) is None:
             raise InterflowError(f'{name}: not installed; {install(extra)}')
@@ -254,10 +251,7 @@ def _deaf():
 
 
 def _call(parent, function, job):
-    """One process: an error that the user can fix is one line and exit code 2, here as in `main`.
-
-    What is stored of `job` is opened. The process ends with its parent, even a killed one.
-    """
+    "One process: an error is one line and exit code 2, as in `main`. It ends with its parent."
     def watch():
         while os.getppid() == parent:
             time.sleep(1)

@@ -70,6 +70,8 @@ def public_functions(path):
     "(node, its docstring or its class's) of the public functions of a module and the public methods of its public classes."
     tree = ast.parse(path.read_text(encoding='utf-8'))
     for node in tree.body:
+        if isinstance(node, Function) and any(ast.unparse(one) == 'overload' for one in node.decorator_list):
+            continue        # one more way to call what follows, which tells of all
         if isinstance(node, Function) and not node.name.startswith('_'):
             yield node, ast.get_docstring(node) or ''
         if isinstance(node, ast.ClassDef) and not node.name.startswith('_'):

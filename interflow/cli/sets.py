@@ -278,8 +278,7 @@ def judge_command(
     # a generated set was made of the training part
     split = 'train' if (model / 'generated.json').exists() else 'test'
     scenes = usable_scenes(read_scenes(places, split), attempts)
-    if out or report:
-        need('plots', 'matplotlib')
+    need('plots', *(['matplotlib'] if out or report else []))
     read = [path for scene in scenes for path in (scene.hr, *scene.lr.values())]
     files = [*(judging.judgement_files(out, name) if out else ()), *([report] if report else ())]
     guard_outputs(files, read, judging.is_judgement)
