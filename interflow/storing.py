@@ -107,7 +107,7 @@ def deep_png(
 ) -> bytes:
     "A PNG of 16 bits per channel."
     height, width, channels = values.shape
-    rows = values.astype('>u2').view(np.uint8).reshape(height, -1)
+    rows = np.ascontiguousarray(values, '>u2').view(np.uint8).reshape(height, -1)
     rows = np.diff(rows, axis=0, prepend=np.zeros_like(rows[:1]))
     rows = np.concatenate([np.full((height, 1), 2, np.uint8), rows], 1)
     data = BytesIO(b'\x89PNG\r\n\x1a\n')
@@ -133,14 +133,12 @@ def deep_tiff(
     tags[256], tags[257], tags[258] = width, height, (16,) * channels
     tags[259], tags[262] = 8, 1 if channels < 3 else 2      # deflate; grey or RGB
     tags[277], tags[278], tags[279] = channels, height, len(strip)
-    tags[273], tags[284], tags[305] = 8, 1, 'interflow'     # the strip begins behind the header
+    tags[273], tags[284], tags[305] = 0, 1, 'interflow'     # the strip follows the tags
     if channels in (2, 4):
         tags[338] = 2       # the last channel is transparency, not multiplied in
     if profile:
         tags[34675] = profile
-    start = 8 + len(strip) + len(strip) % 2
-    return (b'II*\0' + struct.pack('<I', start) + strip.ljust(start - 8, b'\0')
-            + tags.tobytes(start))
+    return b'II*\0' + struct.pack('<I', 8) + tags.tobytes(8) + strip
 
 # %% ../nbs/1_photographs/46_storing.ipynb #efc689c8
 _SAVE: dict[str, dict] = {'png': {'compress_level': 1}, 'jpg': {'quality': 95, 'subsampling': 0},

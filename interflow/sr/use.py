@@ -140,11 +140,11 @@ def _tiles_of(net, path, factor, tile, ensemble):
 def _make(net, path, target, results, notices, settings):
     "One picture, read, enlarged and written; `notices` is told what was changed."
     picture = read_photograph(path)
-    notices(path, picture.notices)
     try:
         factor = settings[0]
         height, width = (round(length * factor) for length in picture.pixels.shape[:2])
         check_storable(picture, (height, width), results)
+        notices(path, picture.notices)
         large = enlarge(net, to_tensor(picture.pixels), *settings)
     except InterflowError as fault:
         raise InterflowError(f'{path}: {fault}') from None
