@@ -1,10 +1,8 @@
 """The explorer without a browser: what its logic promises, and that nothing from outside breaks its panel."""
 import shlex
-import shutil
 import subprocess
 import sys
 import threading
-import zipfile
 from dataclasses import replace
 from datetime import datetime
 from io import BytesIO
@@ -286,22 +284,6 @@ def test_a_path_that_is_added_is_shown_like_the_others(studio, settings, monkeyp
     assert not panel.line.value and not panel.controls.seed.disabled
     assert f'--path {added} ' in panel.command.value
     panel.close()
-
-
-def test_a_wheel_carries_the_page(tmp_path):
-    "What is no Python is in the wheel too: without its style and script the panel does not import."
-    for name in ('interflow', 'settings.ini', 'README.md', 'setup.py'):
-        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
-        copy(ROOT / name, tmp_path / name)
-    done = subprocess.run([sys.executable, 'setup.py', '-q', 'bdist_wheel', '-d', 'wheels'],
-                          cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-1000:]
-    wheel, = (tmp_path / 'wheels').glob('*.whl')
-    ours = {path.name for path in (ROOT / 'interflow' / 'explorer').iterdir()
-            if path.suffix not in ('.py', '') and path.is_file()}
-    inside = {name.rpartition("/")[2] for name in zipfile.ZipFile(wheel).namelist()
-              if name.startswith('interflow/explorer/')}
-    assert len(ours) >= 3 and ours <= inside, ours - inside
 
 
 def test_without_ipywidgets_one_line_says_so():

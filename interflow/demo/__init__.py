@@ -15,7 +15,15 @@ from typing import Any
 import torch
 
 from ..checkpoints import fingerprint
-from ..core import best_processes, need, one_thread, pick_device, read_json, write_json
+from interflow.core import (
+    best_processes,
+    need,
+    one_thread,
+    photographs,
+    pick_device,
+    read_json,
+    write_json,
+)
 from ..data import begin_folder
 from .plan import DemoConfig, shipped_flow, story
 from .quality import judge_generation
@@ -98,6 +106,7 @@ def run_demo(
     for extra, module in (('sets', 'cv2'), ('train', 'accelerate'), ('metrics', 'skimage'),
                           ('plots', 'matplotlib')):
         need(extra, module)
+    photographs('test')     # a wheel has none
     out, device, config = Path(out), pick_device(device), config or DemoConfig()
     processes = processes or _best(config, device)
     init = shipped_flow(config)
