@@ -21,6 +21,7 @@ from interflow.data import (
     cache_folder,
     crop_alike,
     prefetch,
+    read_first,
     read_scene,
 )
 from interflow.sr.training import Source, SRBatches
@@ -303,3 +304,23 @@ def test_the_thread_ends_with_the_loop():
         for step, _ in prefetch(made.append, range(10 ** 9)):
             1 / (5 - step)
     assert not threads()
+
+
+def test_the_first_reading_uses_threads_and_keeps_the_order(monkeypatch):
+    "Two at least are read at the same time, no more than a few wait, and the error of one comes at its turn."
+    monkeypatch.setattr('interflow.data.crops.usable_cores', lambda: 4)
+    both, begun = threading.Barrier(2, timeout=30), []
+
+    def read(number):
+        begun.append(number)
+        if number < 2:
+            both.wait()     # each waits for the other
+        if number == 7:
+            raise InterflowError('scene 7: broken')
+        return number ** 2
+    seen = []
+    with pytest.raises(InterflowError, match='scene 7'):
+        for number, square in read_first(read, range(1000)):
+            seen.append((number, square))
+            assert len(begun) <= len(seen) + 9
+    assert seen == [(number, number ** 2) for number in range(7)] and not threads()

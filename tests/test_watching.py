@@ -46,14 +46,14 @@ def test_logs_have_strips_speed_and_numbers(place):
     events = EventAccumulator(str(next((place[0] / 'watched/logs').rglob('events*')).parent))
     events.Reload()
     tags = events.Tags()
-    assert 'strip' in tags['images'] and {'loss', 'samples_per_second', 'val_bits', 'round_trip'} <= set(tags['scalars'])
+    assert 'strip' in tags['images'] and {'loss', 'samples_per_second', 'waiting_for_data', 'val_bits', 'round_trip'} <= set(tags['scalars'])
     assert len(events.Images('strip')) == 3
 
 
 def test_lines_say_how_long_and_what_was_best(place):
     lines = place[1]
     assert len(lines) == 2 and 'for 4 more steps' in lines[0] and 'GB' in lines[0]
-    assert '24 steps' in lines[1] and 'samples a second' in lines[1] and 'best: bits' in lines[1]
+    assert '24 steps' in lines[1] and 'samples a second' in lines[1] and '% of it waiting for data' in lines[1] and 'best: bits' in lines[1]
 
 
 def test_a_logger_that_is_not_there_is_refused_before_the_run(place):

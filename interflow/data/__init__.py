@@ -6,8 +6,8 @@
 __all__ = ['FACTOR_OF_LABEL', 'LAYOUTS', 'Layout', 'PairBatches', 'Pairs', 'PixelCache', 'Place', 'Processing', 'Scene',
            'all_factors', 'begin_folder', 'cache_file', 'cache_folder', 'carry_out', 'check_patch', 'crop_alike',
            'crop_stored', 'enlarge', 'factor_folder', 'find_layout', 'find_sets', 'known_factors', 'parse_factors',
-           'plan_simulation', 'prefetch', 'read_scene', 'read_scenes', 'read_set', 'read_stored', 'reduced',
-           'scenes_with', 'shoot', 'simulate', 'size_of', 'stack_crops', 'usual_factors']
+           'plan_simulation', 'prefetch', 'read_first', 'read_scene', 'read_scenes', 'read_set', 'read_stored',
+           'reduced', 'scenes_with', 'shoot', 'simulate', 'size_of', 'stack_crops', 'usual_factors']
 
 # %% ../../nbs/1_photographs/29_data.ipynb #5be2c13f
 from ..camera import shoot  # noqa: F401
@@ -19,6 +19,7 @@ from interflow.data.crops import (  # noqa: F401
     crop_alike,
     crop_stored,
     prefetch,
+    read_first,
     stack_crops,
 )
 from interflow.data.factors import (  # noqa: F401
@@ -60,5 +61,5 @@ _all_ = ['FACTOR_OF_LABEL', 'LAYOUTS', 'Layout', 'PairBatches', 'Pairs', 'PixelC
          'Processing', 'Scene', 'all_factors', 'begin_folder', 'cache_file', 'cache_folder',
          'carry_out', 'check_patch', 'crop_alike', 'crop_stored', 'enlarge', 'factor_folder',
          'find_layout', 'find_sets', 'known_factors', 'parse_factors', 'plan_simulation',
-         'prefetch', 'read_scene', 'read_scenes', 'read_set', 'read_stored', 'reduced',
-         'scenes_with', 'shoot', 'simulate', 'size_of', 'stack_crops', 'usual_factors']
+         'prefetch', 'read_first', 'read_scene', 'read_scenes', 'read_set', 'read_stored',
+         'reduced', 'scenes_with', 'shoot', 'simulate', 'size_of', 'stack_crops', 'usual_factors']

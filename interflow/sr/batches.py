@@ -21,6 +21,7 @@ from interflow.data import (
     check_patch,
     crop_alike,
     crop_stored,
+    read_first,
     read_scene,
     read_stored,
     stack_crops,
@@ -199,8 +200,9 @@ class SRBatches:
         self.sources, self.patch, self.batch_size = list(sources), patch, batch_size
         self.seed, self.queries, self.read = seed, queries, PixelCache()
         self.shares = _shares_of(self.sources)
-        for source, scene in ((one, scene) for one in self.sources for scene in one.scenes):
-            images = read_scene(scene, source.of(scene), self.read)
+        pairs = [(source, scene) for source in self.sources for scene in source.scenes]
+        for (source, scene), images in read_first(
+                lambda pair: read_scene(pair[1], pair[0].of(pair[1]), self.read), pairs):
             check_patch(scene, images, self._side(source.range()[-1]))
 
     def __call__(

@@ -222,7 +222,8 @@ def _run(training, batches):
     with noted_signals() as told, progress(
             total=config.steps, unit='step', initial=done, shown=writes(),
             description=training.watch.description) as bar:
-        for step, batch in prefetch(parts, range(done, config.steps)):
+        for step, batch in training.pace.data.on(
+                prefetch(parts, range(done, config.steps))):
             row = take_step(training, step, batch)
             signal = any_process(training.accelerator, told())
             bar.set_postfix(loss=f'{row["loss"]:.3f}', skipped=guard.skipped, refresh=False)
@@ -246,7 +247,7 @@ def _look(training, row, due):
     if watch.validate and every and ((step + 1) % every == 0 or step + 1 == config.steps):
         image = note_validation(watch, training.model, training.out, training.record, row)
         log_image(training.accelerator, 'strip', image, step)
-    log_row(training.accelerator, row, pace.speed(step))
+    log_row(training.accelerator, row, pace.speed(step), pace.data.share())
 
 # %% ../../nbs/2_flow/25_training.loop.ipynb #1c72ec99
 def fit(
