@@ -173,6 +173,12 @@ def _made(batches, step, share, drawn):
     return {'hr': hr, 'lr': lr, **share.told()}
 
 
+def _first_reading(sources, read):
+    "Each (source, scene) with its images."
+    pairs = [(source, scene) for source in sources for scene in source.scenes]
+    return read_first(lambda pair: read_scene(pair[1], pair[0].of(pair[1]), read), pairs)
+
+
 def _shares_of(sources):
     "How often each source is drawn from; their sum is 1."
     if not sources:
@@ -200,9 +206,7 @@ class SRBatches:
         self.sources, self.patch, self.batch_size = list(sources), patch, batch_size
         self.seed, self.queries, self.read = seed, queries, PixelCache()
         self.shares = _shares_of(self.sources)
-        pairs = [(source, scene) for source in self.sources for scene in source.scenes]
-        for (source, scene), images in read_first(
-                lambda pair: read_scene(pair[1], pair[0].of(pair[1]), self.read), pairs):
+        for (source, scene), images in _first_reading(self.sources, self.read):
             check_patch(scene, images, self._side(source.range()[-1]))
 
     def __call__(
