@@ -137,6 +137,23 @@ def test_what_does_not_come_along_is_one_line(user, tmp_path):
     assert not (tmp_path / 'demo').exists()
 
 
+def test_the_explorer_starts_with_ones_own_picture(user, tmp_path):
+    "Without the repository's photographs it shows those of the folder where it is called; the first picture is made of them."
+    pytest.importorskip('ipywidgets', reason='the explorer is an extra')
+    if not shutil.which('voila') and not Path(sys.executable).with_name('voila').exists():
+        pytest.skip('voila is not installed')
+    said = user('interflow', 'explore', '--no-browser', cwd=tmp_path, code=2)
+    assert said == 'interflow: the explorer: it shows pictures of your own, and none is here; call it in a folder that holds some\n'
+    write_crops(tmp_path, photographs('test')[:1], slice(100, 300), slice(100, 300))
+    (own,) = tmp_path.iterdir()
+    code = """
+from interflow.explorer import Explorer
+panel = Explorer()
+print(panel.controls.scene.value, sum(len(image.value) > 10_000 for image in panel.images.values()) >= 3)
+"""
+    assert user('python', '-c', code, cwd=tmp_path) == f'{own.stem} True\n'
+
+
 # ---------------------------------------------------------------- extras that are absent
 
 ABSENT = '''

@@ -15,7 +15,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..core import photographs
 from .charts import Axis, chart, nice_axis
 from .gallery import Part
 from .studio import Studio
@@ -64,7 +63,8 @@ def survey(
     Raises `InterflowError` for a flow that was trained at one factor alone.
     """
     prior = studio.model(model).prior
-    grid, names = factor_grid(prior, count=83), [path.stem for path in photographs('val')]
+    grid, files = factor_grid(prior, count=83), studio.files
+    names = [name for name, path in files.items() if path.parent.name == 'val'] or [*files][:6]
     factors = np.linspace(prior.factors[0], prior.factors[-1], shots).round(3).tolist()
     rows = []
     for done, (name, factor) in enumerate(itertools.product(names, factors)):

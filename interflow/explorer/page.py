@@ -29,7 +29,7 @@ from ..core import InterflowError, need, write_json
 from .charts import png
 from .controls import next_seed
 from .drawing import strip
-from .gallery import MAX_BYTES, check_bytes
+from .gallery import MAX_BYTES, check_bytes, files_to_show
 from .screen import Screen, look, read_asset
 from .studio import Settings, Studio, command
 
@@ -220,6 +220,7 @@ def serve(
     """
     need('explorer', 'voila', 'ipywidgets', 'ipykernel')
     need('plots', 'matplotlib')
+    files_to_show()     # refuses where there is nothing to see
     token, chosen = secrets.token_urlsafe(16) if token is None else token, free_port(port)
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.default_int_handler)      # ends the server too
