@@ -3,6 +3,7 @@
 Skipped where there is no Chromium (INTERFLOW_CHROMIUM names one that is not found by itself). Screenshots are kept in INTERFLOW_ARTEFACTS,
 by default `runs/browser`. With INTERFLOW_BENCH=1 the latency of a slider's step is stored in benchmarks/explorer.json, and its picture beside it.
 """
+import base64
 import importlib.util
 import json
 import os
@@ -16,9 +17,12 @@ import subprocess
 import sys
 import time
 import urllib.request
+from io import BytesIO
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 from rooms import ROOT
 
 from interflow.core import photographs
@@ -75,10 +79,10 @@ def address():
 class Watch:
     "A page in which all is recorded that must not happen."
 
-    def __init__(self, browser, size=(1400, 900)):
-        self.context = browser.new_context(viewport={'width': size[0], 'height': size[1]}, accept_downloads=True)
+    def __init__(self, browser, size=(1400, 900), **options):
+        self.context = browser.new_context(viewport={'width': size[0], 'height': size[1]}, accept_downloads=True, **options)
         self.page, self.errors, self.outside = self.context.new_page(), [], []
-        self.page.on('console', lambda message: self.errors.append(message.text) if message.type == 'error' else None)
+        self.page.on('console', lambda message: self.errors.append(message.text) if message.type in ('error', 'warning') else None)
         self.page.on('pageerror', lambda fault: self.errors.append(str(fault)))
         self.context.route(re.compile(r'^(?!http://127\.0\.0\.1[:/]|data:|blob:)'), self._stop)
 
@@ -105,13 +109,24 @@ class Watch:
             const hash = await crypto.subtle.digest('SHA-256', data); return [...new Uint8Array(hash)].join(); }''', selector)
 
     def said(self):
-        return self.page.locator('.itf-line').inner_text()
+        return ' '.join(self.page.locator('.itf-fault').all_inner_texts())
+
+    def part(self):
+        "Where the part lies: (across, down)."
+        return self.page.evaluate("(({across, down}) => [+across, +down])(document.querySelector('.itf-part').dataset)")
+
+    def looks(self, name):
+        "Keep a screenshot."
+        ARTEFACTS.mkdir(parents=True, exist_ok=True)
+        self.page.screenshot(path=ARTEFACTS / f'{name}.png')
 
 
 @pytest.fixture(scope='module')
 def watch(chromium, address):
     watch = Watch(chromium)
-    watch.page.goto(address)
+    watch.page.goto(address, wait_until='commit')
+    watch.page.wait_for_selector('#itf-wait .itf-stage', timeout=20_000)      # a skeleton, as long as nothing else is there
+    assert not watch.page.locator('.itf-side select').count()
     watch.page.wait_for_selector(GENERATED, state='attached', timeout=60_000)
     watch.changed('', seconds=60)
     watch.rest()
@@ -120,9 +135,9 @@ def watch(chromium, address):
 
 
 def the_page_shows_every_pane_and_fits(watch, tmp_path):
-    ARTEFACTS.mkdir(parents=True, exist_ok=True)
+    assert not watch.page.locator('#itf-wait').count(), 'the skeleton is gone'
     watch.page.wait_for_function("document.querySelector('img.itf-posterior').naturalWidth > 100", timeout=60_000)
-    watch.page.screenshot(path=ARTEFACTS / 'explorer.png')
+    watch.looks('explorer')
     if BENCH:
         watch.page.screenshot(path=ROOT / 'benchmarks' / 'explorer.jpg', type='jpeg', quality=82)
     shown = [name for name in ('before', 'generated', 'true', 'hr', 'difference', 'spectrum', 'brightness', 'map', 'posterior')
@@ -140,7 +155,7 @@ def the_slider_moves_by_keyboard_and_the_picture_follows(watch, tmp_path):
     watch.page.keyboard.press('ArrowLeft')
     watch.changed(before[0])
     assert watch.bytes() != before[1]
-    assert watch.page.locator('.itf-command textarea').input_value().startswith('interflow generate data/weights/flow SET MADE --factors 2.95 '), 'as typed here'
+    assert 'interflow generate data/weights/flow set made --factors 2.95 ' in watch.page.locator('.itf-command textarea').input_value(), 'as typed here'
     watch.rest()
 
 
@@ -194,9 +209,9 @@ def a_good_file_is_uploaded_and_bad_ones_are_refused_in_a_line(watch, tmp_path):
     before = watch.source()
     for name, cause in (('notes.png', 'not a readable image'), ('huge.png', 'at most 20 MB')):
         upload(watch, tmp_path / name)
-        watch.page.wait_for_function('cause => document.querySelector(".itf-line").innerText.includes(cause)', arg=cause, timeout=20_000)
+        watch.page.wait_for_function('cause => document.querySelector(".itf-beside-upload").innerText.includes(cause)', arg=cause, timeout=20_000)
         assert name in watch.said() and 'Traceback' not in watch.page.inner_text('body')
-        assert watch.source() == before, 'the picture stays'
+        assert watch.source() == before and not watch.page.locator('.itf-stale').count(), 'the picture stays, and is right'
     upload(watch, tmp_path / 'my <b>berries.webp')
     watch.changed(before)
     watch.rest()
@@ -205,12 +220,173 @@ def a_good_file_is_uploaded_and_bad_ones_are_refused_in_a_line(watch, tmp_path):
 
 
 def exports_are_downloaded(watch, tmp_path):
-    for name, ending, start in (('Picture', '.png', b'\x89PNG'), ('Strip', '.strip.png', b'\x89PNG'), ('Command', '.txt', b'# SET: interflow simulate')):
+    for name, ending, start in (('Picture', '.png', b'\x89PNG'), ('Strip', '.strip.png', b'\x89PNG'), ('Command', '.txt', b'# my <b>berries.webp: must lie in')):
         with watch.page.expect_download(timeout=30_000) as download:
             watch.page.get_by_role('button', name=name, exact=True).click()
         assert download.value.suggested_filename.endswith(ending)
         download.value.save_as(tmp_path / ending)
         assert (tmp_path / ending).read_bytes().startswith(start)
+
+
+SIZES = {'phone': (390, 844), 'tablet': (820, 1180), 'laptop': (1280, 800), 'screen': (1920, 1080)}
+CLIPPED = '''() => [...document.querySelectorAll('.itf-explorer *')].filter(here => {
+    const box = here.getBoundingClientRect(), style = getComputedStyle(here), inside = here.closest('.itf-pane, .itf-whole, .itf-wire, svg, style, option');
+    if (!box.width || !box.height || inside || style.visibility === 'hidden') return false;
+    if (box.left < -1 || box.right > innerWidth + 1) return true;
+    const says = [...here.childNodes].some(node => node.nodeType === 3 && node.data.trim());
+    if (says && !here.matches('textarea') && (here.scrollWidth > here.clientWidth + 1 && style.display !== 'inline' && style.overflowX !== 'visible')) return true;
+    if (!here.matches('select')) return false;
+    const pen = document.createElement('canvas').getContext('2d');
+    pen.font = style.font;
+    return pen.measureText(here.selectedOptions[0].text).width > here.clientWidth - parseFloat(style.paddingLeft) - parseFloat(style.paddingRight) + 1;
+}).map(here => `${here.tagName} ${here.className} ${here.textContent.slice(0, 40)}`)'''
+FAINT = '''() => {
+    const canvas = document.createElement('canvas').getContext('2d', {willReadFrequently: true});
+    const channels = colour => { canvas.clearRect(0, 0, 1, 1); canvas.fillStyle = colour; canvas.fillRect(0, 0, 1, 1); return [...canvas.getImageData(0, 0, 1, 1).data]; };
+    const light = ([r, g, b]) => [r, g, b].map(v => v / 255).map(v => v <= .03928 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4)
+        .reduce((sum, v, i) => sum + v * [.2126, .7152, .0722][i], 0);
+    const ground = here => { for (; here; here = here.parentElement) { const c = channels(getComputedStyle(here).backgroundColor); if (c[3] > 250) return c; } return [255, 255, 255]; };
+    return [...document.querySelectorAll('.itf-explorer *')].filter(here => {
+        const says = here.matches('select, input, textarea') || [...here.childNodes].some(node => node.nodeType === 3 && node.data.trim());
+        const box = here.getBoundingClientRect();
+        if (!says || !box.width || !box.height || here.closest('.itf-pane, .itf-example, style, option, [disabled], .itf-wire') || here.matches('.itf-upload')) return false;
+        const [a, b] = [light(channels(getComputedStyle(here).color)), light(ground(here))];
+        return (Math.max(a, b) + .05) / (Math.min(a, b) + .05) < 4.5;
+    }).map(here => `${here.tagName} ${here.className} ${here.textContent.slice(0, 40)} ${getComputedStyle(here).color} on ${ground(here)}`);
+}'''
+
+
+def brightness_of(watch, selector):
+    "The mean grey level of what is shown at a place."
+    image = Image.open(BytesIO(watch.page.locator(selector).first.screenshot()))
+    return np.asarray(image.convert('L')).mean()
+
+
+def at_every_size_the_picture_is_first_and_nothing_is_cut(watch, tmp_path):
+    for name, (width, height) in SIZES.items():
+        watch.page.set_viewport_size({'width': width, 'height': height})
+        watch.page.wait_for_function('width => innerWidth === width', arg=width)
+        for scheme in ('dark', 'light'):
+            watch.page.emulate_media(color_scheme=scheme)
+            watch.looks(f'{name}-{scheme}')
+            assert not watch.page.evaluate(FAINT), (name, scheme, 'words that are hard to read')
+            assert (brightness_of(watch, '.itf-plot') < 80) == (scheme == 'dark'), 'plots included'
+        assert watch.page.evaluate('document.documentElement.scrollWidth') <= width
+        assert not (clipped := watch.page.evaluate(CLIPPED)), (name, clipped)
+        box = watch.page.locator('.itf-stage').bounding_box()
+        assert box['y'] + box['height'] <= height and box['width'] > .3 * width, (name, box)
+        if name == 'phone':
+            factor = watch.page.locator('.itf-factor').bounding_box()
+            assert factor['y'] > box['y'] + box['height'] and factor['y'] + factor['height'] < height, 'what moves it is on the same screen'
+        if name == 'screen':
+            plots = watch.page.locator('.itf-plots').bounding_box()
+            assert plots['x'] + plots['width'] > .97 * width and plots['y'] + plots['height'] < height and box['width'] > 600, 'the width is used'
+    watch.page.set_viewport_size({'width': 1400, 'height': 900})
+
+
+def the_part_is_chosen_on_the_photograph(watch, tmp_path):
+    whole = watch.page.locator('.itf-whole').bounding_box()
+    before = watch.source()
+    watch.page.mouse.click(whole['x'] + 3, whole['y'] + 3)
+    before = watch.changed(before)
+    assert watch.part() == [0, 0], 'a click: as near to it as there is'
+    watch.page.mouse.move(whole['x'] + 10, whole['y'] + 10)
+    watch.page.mouse.down()
+    watch.page.mouse.move(whole['x'] + 10 + whole['width'] / 2, whole['y'] + 10, steps=4)
+    watch.page.mouse.up()
+    before = watch.changed(before)
+    watch.rest()
+    assert abs(watch.part()[0] - .5 / .75) < .02 and watch.part()[1] == 0, 'its frame is dragged'
+    hr = watch.page.locator('.itf-framed-hr .itf-pane').bounding_box()
+    watch.page.mouse.move(hr['x'] + 100, hr['y'] + 100)
+    watch.page.mouse.down()
+    watch.page.mouse.move(hr['x'] + 60, hr['y'] + 40, steps=4)
+    watch.page.mouse.up()
+    before = watch.changed(before)
+    watch.rest()
+    assert watch.part()[1] > .1, 'a picture is dragged like a map'
+    watch.page.locator('.itf-whole').focus()
+    watch.page.keyboard.press('ArrowLeft')
+    watch.changed(before)
+    watch.rest()
+
+
+def an_example_is_a_view_to_start_from(watch, tmp_path):
+    labels = watch.page.locator('.itf-example').all_inner_texts()
+    assert len(labels) == 6 and all(watch.page.locator('.itf-example').nth(i).get_attribute('title') for i in range(6))
+    before = watch.source()
+    watch.page.locator('.itf-example', has_text='fur').click()
+    watch.changed(before)
+    watch.rest()
+    assert watch.page.locator('.itf-scene select option:checked').inner_text() == 'raccoon (test)'
+
+
+def a_fault_stands_beside_its_cause_and_the_old_picture_is_grey(watch, tmp_path):
+    watch.page.locator('.itf-model select').select_option('a folder …')
+    watch.page.locator('.itf-folder input').fill('nowhere')
+    watch.page.keyboard.press('Enter')
+    watch.page.wait_for_selector('.itf-beside-folder .itf-fault', timeout=20_000)
+    watch.rest()
+    watch.looks('fault')
+    assert watch.said() == 'nowhere/config.json: no such file; check the path'
+    field, line = (watch.page.locator(place).bounding_box() for place in ('.itf-folder', '.itf-beside-folder'))
+    assert 0 <= line['y'] - field['y'] - field['height'] < 12, 'right under the field'
+    assert watch.page.evaluate("getComputedStyle(document.querySelector('.itf-over img')).filter") == 'grayscale(1)'
+    watch.page.locator('.itf-model select').select_option(index=0)
+    watch.page.wait_for_selector('.itf-stale', state='detached', timeout=20_000)
+    watch.rest()
+    assert not watch.said()
+
+
+GIVE = '''async ([kind, name, data]) => {
+    const bytes = Uint8Array.from(atob(data), c => c.charCodeAt(0)), held = new DataTransfer();
+    held.items.add(new File([bytes], name, {type: 'image/png'}));
+    const place = document.querySelector('.itf-stage');
+    place.dispatchEvent(kind === 'paste' ? new ClipboardEvent('paste', {clipboardData: held, bubbles: true, cancelable: true})
+        : new DragEvent('drop', {dataTransfer: held, bubbles: true, cancelable: true}));
+}'''
+
+
+def an_image_is_dropped_and_pasted(watch, tmp_path):
+    for kind in ('drop', 'paste'):
+        buffer, before = BytesIO(), watch.source()
+        Image.effect_noise((200, 160), 40 if kind == 'drop' else 70).convert('RGB').save(buffer, 'PNG')
+        watch.page.evaluate(GIVE, [kind, f'{kind}ped.png', base64.b64encode(buffer.getvalue()).decode()])
+        watch.changed(before)
+        watch.rest()
+        assert watch.page.locator('.itf-scene select option:checked').inner_text() == f'{kind}ped (yours)' and not watch.said()
+    watch.page.locator('.itf-scene select').select_option('my_b_berries (yours)')
+    watch.rest()
+
+
+def the_command_is_copied(watch, tmp_path):
+    watch.context.grant_permissions(['clipboard-read', 'clipboard-write'])
+    watch.page.locator('.itf-copy-button').click()
+    watch.page.wait_for_function("document.querySelector('.itf-copy-button').textContent === 'Copied'")
+    lines = watch.page.evaluate('navigator.clipboard.readText()').splitlines()
+    assert lines[0] == '# my <b>berries.webp: must lie in the folder photos, alone'
+    assert [line.split()[:2] for line in lines[1:]] == [['interflow', 'simulate'], ['interflow', 'generate']]
+
+
+def everything_has_a_name_and_a_sentence(watch, tmp_path):
+    nameless = watch.page.evaluate('''() => [...document.querySelectorAll('.itf-explorer :is(button, select, input, img, [role=slider])')].filter(here =>
+        here.offsetParent && !(here.ariaLabel || here.title || here.textContent.trim() || here.alt || (here.labels && here.labels.length)
+            || here.closest('.itf-example, .itf-wire'))).map(here => here.outerHTML.slice(0, 200))''')
+    assert not nameless, nameless
+    dumb = watch.page.evaluate('''() => [...document.querySelectorAll('.itf-side .jupyter-widgets:is(.widget-inline-hbox, .jupyter-button)')].filter(here =>
+        here.offsetParent && !here.title).map(here => here.className)''')
+    assert not dumb, dumb
+    assert watch.page.locator('.itf-reading').count() == 4 and all(text.endswith('.') for text in watch.page.locator('.itf-reading').all_inner_texts())
+    for number in range(watch.page.locator('.itf-card summary').count()):
+        summary = watch.page.locator('.itf-card summary').nth(number)
+        summary.focus()
+        watch.page.keyboard.press('Enter')
+        assert watch.page.locator('.itf-card dl').nth(number).is_visible()
+        watch.page.keyboard.press('Enter')
+    watch.page.locator('.itf-factor .noUi-handle').focus()
+    watch.page.keyboard.press('Tab')
+    watch.page.keyboard.press('Shift+Tab')
+    assert watch.page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == 'solid', 'where one is, is seen'
 
 
 LATENCY = '''async ([selector, key, steps]) => {
@@ -263,10 +439,17 @@ def without_the_token_there_is_no_page(watch, tmp_path):
 
 
 STEPS = (the_page_shows_every_pane_and_fits,
+         at_every_size_the_picture_is_first_and_nothing_is_cut,
          the_slider_moves_by_keyboard_and_the_picture_follows,
          path_and_seed_change_the_picture,
          zoom_and_pan_are_shared_and_the_swipe_moves,
+         the_part_is_chosen_on_the_photograph,
+         an_example_is_a_view_to_start_from,
+         a_fault_stands_beside_its_cause_and_the_old_picture_is_grey,
          a_good_file_is_uploaded_and_bad_ones_are_refused_in_a_line,
+         an_image_is_dropped_and_pasted,
+         everything_has_a_name_and_a_sentence,
+         the_command_is_copied,
          exports_are_downloaded,
          a_step_shows_its_picture_in_time,
          without_the_token_there_is_no_page,
@@ -277,6 +460,32 @@ def test_the_page(watch, tmp_path):
     "One page, one server, one walk: each step a promise, in the order of a visit."
     for step in STEPS:
         step(watch, tmp_path)
+
+
+def test_a_finger_on_a_phone(chromium, address):
+    watch = Watch(chromium, SIZES['phone'], is_mobile=True, has_touch=True, device_scale_factor=2)
+    try:
+        watch.page.goto(address)
+        watch.changed('', seconds=60)
+        watch.rest()
+        assert watch.page.evaluate('[innerWidth, document.documentElement.scrollWidth]') == [390, 390]
+        small = watch.page.evaluate('''() => [...document.querySelectorAll('.itf-explorer :is(button, select, summary, .noUi-handle)')].filter(here => {
+            const box = here.getBoundingClientRect();
+            return box.height && !here.matches('.itf-copy-button') && Math.max(box.width, box.height) < 24; }).map(here => here.className)''')
+        assert not small, small
+        before, stage = watch.source(), watch.page.locator('.itf-stage').bounding_box()
+        touch = watch.context.new_cdp_session(watch.page)
+        for kind, x in (('touchStart', 200), ('touchMove', 150), ('touchMove', 100), ('touchEnd', None)):
+            touch.send('Input.dispatchTouchEvent', {'type': kind, 'touchPoints': [{'x': x, 'y': stage['y'] + 100}] if x else []})
+        watch.page.wait_for_function("+document.querySelector('.itf-view').dataset.swipe < 30", timeout=10_000)
+        watch.page.locator('.itf-whole').scroll_into_view_if_needed()
+        whole = watch.page.locator('.itf-whole').bounding_box()
+        watch.page.touchscreen.tap(whole['x'] + 5, whole['y'] + whole['height'] - 5)
+        watch.changed(before)
+        assert watch.part() == [0, 1]
+        assert not watch.errors, watch.errors
+    finally:
+        watch.context.close()
 
 
 def test_the_same_cell_in_jupyterlab(chromium, tmp_path):

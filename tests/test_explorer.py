@@ -1,4 +1,6 @@
 """The explorer without a browser: what its logic promises, and that nothing from outside breaks its panel."""
+import json
+import os
 import shlex
 import subprocess
 import sys
@@ -6,6 +8,7 @@ import threading
 from dataclasses import replace
 from datetime import datetime
 from io import BytesIO
+from pathlib import Path as Folder
 
 import numpy as np
 import pytest
@@ -18,12 +21,16 @@ from interflow.core import InterflowError, make_generator, to_pixels
 from interflow.explorer import (
     CELL,
     DRAWS,
+    EXAMPLES,
+    HELP,
+    READING,
     Explorer,
     Part,
     Settings,
     Studio,
     Worker,
     command,
+    locate,
     panes,
     spread,
     spread_by_brightness,
@@ -118,7 +125,7 @@ def test_the_noise_comes_after_the_pictures_and_can_be_left(studio, settings):
     assert max(names.index(name) for name in ('generated', 'true', 'hr', 'difference')) < names.index('caption') < names.index('spectrum')
     assert len(captions) == DRAWS + 1 and not any('noise' in text for text in captions[:-1])
     draws, shots = (torch.stack(images) for images in zip(*((studio.draw(replace(settings, factor=2.6, path='pixels'), k), studio.shot(settings.part, 2.6, k)) for k in range(DRAWS))))
-    assert f'noise {spread(draws):.1f} grey levels, true {spread(shots):.1f}' in captions[-1]
+    assert f'noise {spread(draws):.1f}, true {spread(shots):.1f}' in captions[-1]
 
 
 def test_a_slider_conditions_nothing_again(folder, settings, monkeypatch):
@@ -222,26 +229,91 @@ def panel(studio, settings, monkeypatch):
     panel.close()
 
 
+def said_of(panel):
+    "All that stands beside the controls."
+    return ''.join(line.value for line in panel.faults.values())
+
+
 def test_no_fault_leaves_the_panel_and_none_is_html(panel, monkeypatch):
     monkeypatch.setattr(panel.studio, 'picture', lambda settings: [][0])
     panel.controls.factor.value = 2.4
-    assert 'IndexError' in panel.line.value and '\n' not in panel.line.value
+    said = panel.faults['factor'].value
+    assert 'IndexError' in said and '\n' not in said and 'itf-stale' in panel.screen.panel._dom_classes, 'beside its cause, the old picture greyed'
+    assert sum(bool(line.value) for line in panel.faults.values()) == 1
     monkeypatch.undo()
     panel.controls.factor.value = 2.6
-    assert not panel.line.value, 'the next picture takes the line away'
+    assert not said_of(panel) and 'itf-stale' not in panel.screen.panel._dom_classes, 'the next picture takes both away'
     for name in ('<img src=x onerror=alert(1)>.png', 'a\nb.png'):
         panel.controls.upload.value = ({'name': name, 'type': 'image/png', 'size': 4, 'content': memoryview(b'nope'), 'last_modified': datetime(2026, 1, 1)},)
-        assert 'itf-fault' in panel.line.value and '<img' not in panel.line.value and '\n' not in panel.line.value
+        said = panel.faults['upload'].value
+        assert 'itf-fault' in said and '<img' not in said and '\n' not in said
+        assert 'itf-stale' not in panel.screen.panel._dom_classes, 'the picture is still that of the settings'
     panel.controls.model.value = ''
     panel.controls.folder.value = '<b>nowhere'
-    assert '&lt;b&gt;nowhere' in panel.line.value
+    assert '&lt;b&gt;nowhere' in panel.faults['folder'].value
+    panel.controls.factor.value = 3.1
+    assert panel.faults['folder'].value and not panel.faults['factor'].value, 'it stays where it was caused'
 
 
 @pytest.mark.parametrize('words', ['', 'null', '3', '[]', '"zoom"', '{"zoom": "x"}', '{"zoom": null}', '{"zoom": NaN}', '{"zoom": 1e99, "swipe": -5}',
-                                   '{"large": []}', '{"large": ["<b>", "many"]}', '{"large": ["<b>.png", 1e12]}', '{"nothing": 1}'])
+                                   '{"large": []}', '{"large": ["<b>", "many"]}', '{"large": ["<b>.png", 1e12]}', '{"nothing": 1}',
+                                   '{"example": [1]}', '{"part_down": 7, "part_across": -1}'])
 def test_what_the_page_says_is_checked(panel, words):
     panel.controls.wire.value = words
-    assert 1 <= panel.controls.zoom.value <= 16 and 0 <= panel.controls.swipe.value <= 100 and '<b>' not in panel.line.value
+    assert 1 <= panel.controls.zoom.value <= 16 and 0 <= panel.controls.swipe.value <= 100 and '<b>' not in said_of(panel)
+
+
+def test_an_example_is_one_change_and_the_frame_follows_the_part(panel, studio, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(panel.runner, 'run', lambda job, kept=False: drawn.append(job))
+    for example in EXAMPLES:
+        panel.controls.wire.value = json.dumps({'example': example.label})
+        chosen = panel.controls.chosen()
+        assert (chosen.part, chosen.path, chosen.factor) == (example.part, example.path, example.factor)
+    assert len(drawn) == len(EXAMPLES) - 1, 'five widgets, one picture; the first example is there already'
+    panel.controls.wire.value = '{"part_across": 1, "part_down": 0}'
+    locate(panel.screen, studio.pixels(panel.controls.scene.value).shape[:2])
+    assert 'left: 75.00%; top: 0.00%; width: 25.00%' in panel.screen.frame.value, 'the upper right corner of 768x512'
+
+
+def test_each_control_has_its_sentence(panel):
+    for name, widget in vars(panel.controls).items():
+        if hasattr(widget, 'tooltip') and name != 'wire':
+            assert widget.tooltip == HELP[name] and widget.tooltip.endswith(('.', ').')), name
+    inside, said = [panel.screen.panel], ''
+    while inside:
+        widget = inside.pop()
+        inside += getattr(widget, 'children', ())
+        said += str(getattr(widget, 'value', ''))
+    assert all(sentence in said for sentence in {**HELP, **READING}.values()), 'each sentence stands on the page'
+
+
+def test_what_is_typed_for_an_upload_names_its_file(panel, tmp_path):
+    panel.controls.upload.value = ({'name': 'my photo.jpg', 'type': 'image/jpeg', 'size': 4, 'content': memoryview(file((120, 90), 'JPEG')), 'last_modified': datetime(2026, 1, 1)},)
+    assert panel.controls.scene.value == 'my_photo'
+    note, simulate, generate = panel.command.value.splitlines()
+    assert note.startswith('# my photo.jpg: must lie in the folder photos')
+    (tmp_path / 'photos').mkdir()
+    (tmp_path / 'photos' / 'my photo.jpg').write_bytes(file((120, 90), 'JPEG'))
+    for line in (simulate, generate):
+        words = [word if word != panel.controls.chosen().model else str(Folder(word).resolve()) for word in shlex.split(line)]
+        done = subprocess.run([sys.executable, '-c', 'from interflow.cli import main; main()', *words[1:]], cwd=tmp_path, capture_output=True, text=True,
+                              env={**os.environ, 'PYTHONPATH': str(ROOT)})
+        assert done.returncode == 0 or 'set aside' in done.stdout + done.stderr, done.stderr
+    assert [*(tmp_path / 'made').iterdir()]
+
+
+def test_without_photographs_the_page_asks_for_one(settings, monkeypatch):
+    def none(kind):
+        raise InterflowError('no photographs here')
+    monkeypatch.setattr('interflow.explorer.gallery.photographs', none)
+    monkeypatch.setattr('interflow.explorer.controls.flows', lambda: {'test': settings.model})
+    pytest.importorskip('ipywidgets')
+    panel = Explorer(Studio(sr='absent'))
+    assert 'upload one of your own' in said_of(panel)
+    panel.controls.upload.value = ({'name': 'mine.png', 'type': 'image/png', 'size': 4, 'content': memoryview(file((90, 90))), 'last_modified': datetime(2026, 1, 1)},)
+    assert not said_of(panel) and picture(panel.images['generated'].value).shape == (88, 88, 3)
+    panel.close()
 
 
 def test_the_range_of_the_slider_is_the_flow_s(panel, tmp_path):
@@ -250,7 +322,7 @@ def test_the_range_of_the_slider_is_the_flow_s(panel, tmp_path):
         panel.controls.model.value = ''
         panel.controls.folder.value = str(tmp_path / str(i))
         assert abs(panel.controls.factor.min - factors[0]) + abs(panel.controls.factor.max - factors[-1]) < 1e-4
-        assert factors[0] <= panel.controls.chosen().factor <= factors[-1] and not panel.line.value, panel.line.value
+        assert factors[0] <= panel.controls.chosen().factor <= factors[-1] and not said_of(panel), said_of(panel)
 
 
 def test_the_room_ends_as_the_page_does():
@@ -281,7 +353,7 @@ def test_a_path_that_is_added_is_shown_like_the_others(studio, settings, monkeyp
     panel = Explorer(studio)
     assert panel.controls.path.options == tuple(PATHS) and added in panel.controls.path.options
     panel.controls.path.value = added
-    assert not panel.line.value and not panel.controls.seed.disabled
+    assert not said_of(panel) and not panel.controls.seed.disabled
     assert f'--path {added} ' in panel.command.value
     panel.close()
 

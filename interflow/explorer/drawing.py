@@ -85,8 +85,7 @@ def _noise_panes(studio: Studio, settings: Settings, caption: str) -> Iterator[t
         true.append(studio.shot(settings.part, settings.factor, number))
         yield 'caption', caption
     images, shots = torch.stack(made), torch.stack(true)
-    yield 'caption', (f'{caption}; noise {spread(images):.1f} grey levels, '
-                      f'true {spread(shots):.1f}')
+    yield 'caption', f'{caption} · noise {spread(images):.1f}, true {spread(shots):.1f}'
     yield 'spectrum', png(spectrum_chart(settings.path, images, shots))
     yield 'brightness', png(brightness_chart(settings.path, images, shots))
 
@@ -139,7 +138,7 @@ def panes(studio: Studio, settings: Settings) -> Iterator[tuple[str, bytes | str
     yield 'true', png(true)
     yield 'hr', png(studio.hr(settings.part))
     yield 'difference', png((.5 + GAIN * (made - true)).clamp(0, 1))
-    yield from _noise_panes(studio, settings, f'{psnr_y(made, true):.1f} dB from the true image')
+    yield from _noise_panes(studio, settings, f'{psnr_y(made, true):.1f} dB to the truth')
     if studio.sr.exists():
         with torch.inference_mode():
             yield 'sr', png(studio.network(studio.sr)(made[None])[0].clamp(0, 1))
