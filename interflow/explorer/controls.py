@@ -83,12 +83,14 @@ HELP = {
     'picture': 'Download the generated image, PNG.',
     'strip': 'Download the path at five factors, the truth above it, PNG.',
     'settings': 'Download the lines below, text.',
+    'command': 'What to type for such pictures of the whole photograph.',
 }
 
 
 def about(ui: ModuleType, title: str, names: dict[str, str]) -> Any:     # name in HELP -> label
     "The title of a group of controls, which opens to a sentence for each."
-    rows = ''.join(f'<dt>{label}</dt><dd>{HELP[name]}</dd>' for name, label in names.items())
+    rows = ''.join(f'<dt>{label}</dt><dd data-of="{name}">{HELP[name]}</dd>'
+                   for name, label in names.items())
     return ui.HTML(f'<details><summary title="What is this?">{title}</summary>'
                    f'<dl>{rows}</dl></details>')
 

@@ -203,10 +203,10 @@
       const name = [...image.classList].map(name => name.slice(4)).find(name => WORDS[name]);
       image.dataset.named = image.alt = WORDS[name] || '';
     }
-    for (const named of document.querySelectorAll('.itf-side .widget-label[title]')) {
-      const control = named.parentElement, handle = control.querySelector('.noUi-handle:not([aria-label])');
-      if (handle) handle.setAttribute('aria-label', named.textContent);
-      if (control.title !== named.title) control.title = named.title;
+    for (const sentence of document.querySelectorAll('.itf-side dd[data-of]')) {
+      const control = sentence.closest('.itf-side').querySelector(`.itf-${sentence.dataset.of}`), handle = control && control.querySelector('.noUi-handle, textarea');
+      if (control && control.title !== sentence.textContent) control.title = sentence.textContent;
+      if (handle && !handle.ariaLabel) handle.ariaLabel = sentence.previousElementSibling.textContent;
     }
     for (const explorer of document.querySelectorAll('.itf-explorer')) {
       const now = explorer.querySelector('.itf-view');

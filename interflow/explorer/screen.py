@@ -143,7 +143,8 @@ def _side(ui: ModuleType, c: Controls, screen: Any) -> Any:
     photo = {'scene': 'Scene', 'upload': 'Upload', 'size': 'Part', 'across': '→', 'down': '↓',
              'camera': 'Camera'}
     view = {'before': 'Left', 'swipe': 'Swipe', 'zoom': 'Zoom', 'x': '→', 'y': '↓'}
-    export = {'picture': 'Picture', 'strip': 'Strip', 'settings': 'Command'}
+    export = {'picture': 'Picture', 'strip': 'Strip', 'settings': 'Command',
+              'command': 'Lines'}
     return _box(
         ui, 'side', _card(ui, 'title', ui.HTML(TITLE), screen.bar),
         _card(ui, 'examples', screen.examples),
