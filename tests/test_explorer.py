@@ -303,19 +303,6 @@ def test_what_is_typed_for_an_upload_names_its_file(panel, tmp_path):
     assert [*(tmp_path / 'made').iterdir()]
 
 
-def test_without_photographs_the_page_asks_for_one(settings, monkeypatch):
-    def none(kind):
-        raise InterflowError('no photographs here')
-    monkeypatch.setattr('interflow.explorer.gallery.photographs', none)
-    monkeypatch.setattr('interflow.explorer.controls.flows', lambda: {'test': settings.model})
-    pytest.importorskip('ipywidgets')
-    panel = Explorer(Studio(sr='absent'))
-    assert 'upload one of your own' in said_of(panel)
-    panel.controls.upload.value = ({'name': 'mine.png', 'type': 'image/png', 'size': 4, 'content': memoryview(file((90, 90))), 'last_modified': datetime(2026, 1, 1)},)
-    assert not said_of(panel) and picture(panel.images['generated'].value).shape == (88, 88, 3)
-    panel.close()
-
-
 def test_the_range_of_the_slider_is_the_flow_s(panel, tmp_path):
     for i, factors in enumerate([(1.5, 2.), (3.2, 3.9), (2.5,), (2.1, 3., 3.75)]):
         save_model(tmp_path / str(i), InterFlow(InterFlowConfig.tiny(factors=factors), make_generator(0)).eval())

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
-from ..core import InterflowError, to_pixels
+from ..core import to_pixels
 from .charts import Axis, chart, nice_axis, png
 from .cloud import Cloud, map_chart, map_point, posterior_chart, survey
 from interflow.explorer.gallery import (
@@ -127,8 +127,6 @@ def _events(studio: Studio, settings: Settings, where: str = 'model') -> Iterato
     "A new picture: its settings, its panes, the photograph. A fault is blamed on `where`."
     def job() -> Iterator[Event]:
         name = settings.part.name
-        if not name:
-            raise InterflowError('no photograph yet: upload one of your own')
         yield 'settings', settings
         for event in panes(studio, settings):
             yield event
