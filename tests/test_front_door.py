@@ -76,6 +76,9 @@ def run_folder(tmp_path_factory):
 
 def test_a_folder_a_run_and_a_file_are_understood(run_folder, tmp_path):
     assert isinstance(load(WEIGHTS / 'flow'), InterFlow) and isinstance(load(str(WEIGHTS / 'rcan')), RCAN)
+    assert isinstance(load('shipped:flow'), InterFlow)
+    with pytest.raises(InterflowError, match='no such model comes along; choose of shipped:'):
+        load('shipped:vdsr')
     assert load(run_folder).factors == load(run_folder / 'model').factors == (3.,), 'the model comes before the best so far'
     assert load(run_folder / 'best').factors == load(run_folder / 'best/model.safetensors').factors == (2.,)
     torch.save({'params': build('vdsr', 'tiny').state_dict()}, tmp_path / 'own.pth')
