@@ -89,7 +89,7 @@ def train_sr(
     init: nn.Module | None = None,      # a trained network of the same kind and size to start from
     watch: Watch = Watch(),  # noqa: B008  frozen; what is looked at meanwhile
 ) -> tuple[nn.Module, list[dict]]:      # the network, and the rows of its history
-    """Train a network and save it as `out/model`.
+    """Train a network and save it as `out/model`; with `watch.validate` the best one as `out/best`.
 
     The initial weights depend on the seed alone. Raises `InterflowError` for bad pairs before the
     first step, for an `init` that has other weights, and for a folder with another run.
@@ -110,9 +110,10 @@ def train_sr(
     if init is not None:
         settings['init'] = fingerprint(init)
     loss = query_loss if arbitrary(net) else l1_loss
-    watch = replace(watch, description=f'train {name}', names=batches.names)
-    history = fit(net, loss, batches, config, out, settings, device, watch)
     factors = sorted({factor for source in batches.sources for factor in source.range()})
+    watch = replace(watch, description=f'train {name}', names=batches.names,
+                    store=lambda place, net: save_network(place, net, factors))
+    history = fit(net, loss, batches, config, out, settings, device, watch)
     net.run = _record(batches.sources, {'training': decisive(config), **settings}, history)
     if writes():
         save_network(Path(out) / 'model', net, factors)

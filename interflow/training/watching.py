@@ -7,6 +7,7 @@ __all__ = ['SETTLED', 'Batch', 'Watch', 'check_loggers', 'log_row', 'log_image',
            'Waiting', 'Pace']
 
 # %% ../../nbs/2_flow/23_training.watching.ipynb #7b4fa154
+import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core import InterflowError, Say, install, need
+from .parallel import writes
 
 # %% ../../nbs/2_flow/23_training.watching.ipynb #ceaaf328
 @dataclass(frozen=True)
@@ -28,7 +30,8 @@ class Watch:
     probe: Callable[[nn.Module], dict[str, float]] | None = None    # of the model, at each save
     recipe: Mapping[str, Any] | None = None     # how the run is made again: out/settings.toml
     validate: Callable[[Any], tuple[dict[str, float], Tensor]] | None = None
-    #                                 numbers, of which the first should be small; an image
+    #                 numbers, of which the first should be small, or large where the attribute
+    #                 `upward` of `validate` is True; an image
     store: Callable[[Path, Any], None] | None = None            # writes (folder, model): OUT/best
     loggers: Sequence[str] = ('tensorboard',)                   # of Accelerate: 'wandb', ...
     say: Say | None = None                                      # is told how it goes; None: nobody
@@ -93,9 +96,10 @@ def note_validation(
     row.update({f'val_{name}': value for name, value in numbers.items()})
     name, value = next(iter(numbers.items()))
     best = record.get('best')
-    if best is None or value < best['value']:
+    sign = -1 if getattr(watch.validate, 'upward', False) else 1
+    if math.isfinite(value) and (best is None or sign * value < sign * best['value']):
         record['best'] = {'step': row['step'] + 1, 'name': name, 'value': value}
-        if watch.store:
+        if watch.store and writes():
             watch.store(out / 'best', model)
     return image
 
