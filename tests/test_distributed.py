@@ -1,6 +1,7 @@
-"""Two processes train as one does, and what else may be asked of the loop: 16 bits, parts of a batch, a moving average, compiled code."""
+"""Two processes train as one does, however they are started, and what else may be asked of the loop: 16 bits, parts of a batch, a moving average, compiled code."""
 import json
 import math
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -62,6 +63,19 @@ def test_one_process_writes_and_any_number_goes_on(folder, told):
     whole = losses(ranks.train('flow', folder / 'pairs', folder / 'longer', replace(ranks.CONFIG, steps=8))[1])
     later = losses(ranks.train('flow', folder / 'pairs', out, replace(ranks.CONFIG, steps=8))[1])
     assert losses(told[1]['longer']) == pytest.approx(whole[:6], rel=1e-4) and later == pytest.approx(whole, rel=1e-4)
+
+
+@pytest.mark.parametrize('line', ['torchrun --nproc_per_node 2', 'accelerate launch --multi_gpu --num_processes 2'])
+def test_the_line_that_users_write_trains_with_two_processes(folder, tmp_path, line):
+    "On CPU, by gloo. A port of its own, and for Accelerate the wish for no GPU, come from the environment."
+    (tmp_path / 'sitecustomize.py').write_text('import os, pathlib\nif "RANK" in os.environ: pathlib.Path(__file__).with_name("rank" + os.environ["RANK"]).touch()')
+    own = {'PYTHONPATH': os.pathsep.join([str(tmp_path), str(HERE.parent), os.environ.get('PYTHONPATH', '')]), 'PET_STANDALONE': '1', 'ACCELERATE_USE_CPU': 'true', 'PATH': os.pathsep.join([str(Path(sys.executable).parent), os.environ['PATH']])}
+    call = f'{line} -m interflow.cli train {folder}/pairs {tmp_path}/flow --steps 2 --batch-size 2 --patch 32 --no-check --device cpu'
+    done = subprocess.run(call.split(), capture_output=True, text=True, timeout=300, env={**os.environ, **own})
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert sorted(path.name for path in tmp_path.glob('rank*')) == ['rank0', 'rank1']
+    assert done.stdout.count('bits per dimension at the last step') == 1, 'of two that know of each other one writes and speaks'
+    assert (tmp_path / 'flow/model/model.safetensors').exists()
 
 
 def test_a_loss_that_is_bad_in_one_process_is_bad_in_both(told):
