@@ -7,7 +7,7 @@ __all__ = ['on_change', 'Explorer', 'watched', 'explore', 'BLANK', 'CELL', 'DRAW
            'MAX_BYTES', 'MAX_PIXELS', 'MIN_SIDE', 'PANES', 'PATHS', 'READING', 'SCRIPT', 'STYLE', 'TITLE', 'Axis',
            'Cloud', 'Controls', 'Example', 'Gallery', 'Part', 'Runner', 'Screen', 'Settings', 'Studio', 'Worker',
            'adapt', 'as_typed', 'brightness_chart', 'chart', 'check_bytes', 'command', 'decode_upload', 'describe',
-           'example_buttons', 'examples', 'export_command', 'export_picture', 'export_strip', 'flows', 'free_port',
+           'example_buttons', 'export_command', 'export_picture', 'export_strip', 'flows', 'free_port',
            'import_widgets', 'link', 'locate', 'look', 'map_chart', 'map_point', 'next_seed', 'nice_axis', 'obey',
            'panes', 'png', 'posterior_chart', 'put', 'recipe', 'safely', 'serve', 'short', 'show_event',
            'spectrum_chart', 'spread', 'spread_by_brightness', 'strip', 'survey', 'thumbnail', 'transform', 'typed',
@@ -21,7 +21,6 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
-from ..core import to_pixels
 from .charts import Axis, chart, nice_axis, png
 from .cloud import Cloud, map_chart, map_point, posterior_chart, survey
 from interflow.explorer.gallery import (
@@ -47,7 +46,6 @@ from interflow.explorer.controls import (
     Controls,
     adapt,
     as_typed,
-    examples,
     flows,
     import_widgets,
     next_seed,
@@ -98,7 +96,7 @@ _all_ = [      # what this module offers besides its own
     BLANK, CELL, DRAWS, EXAMPLES, GAIN, HELP, KINDS, MAX_BYTES, MAX_PIXELS, MIN_SIDE, PANES, PATHS,
     READING, SCRIPT, STYLE, TITLE, Axis, Cloud, Controls, Example, Gallery, Part, Runner, Screen,
     Settings, Studio, Worker, adapt, as_typed, brightness_chart, chart, check_bytes, command,
-    decode_upload, describe, example_buttons, examples, export_command, export_picture,
+    decode_upload, describe, example_buttons, export_command, export_picture,
     export_strip, flows, free_port, import_widgets, link, locate, look, map_chart, map_point,
     next_seed, nice_axis, obey, panes, png, posterior_chart, put, recipe, safely, serve, short,
     show_event, spectrum_chart, spread, spread_by_brightness, strip, survey, thumbnail, transform,
@@ -117,19 +115,19 @@ def on_change(
 
 def _thumbnails(studio: Studio) -> str:
     "The buttons of the examples, HTML."
-    def address(part: Part) -> str:
-        data = thumbnail(to_pixels(studio.cut(part)), 112)
-        return f'data:image/jpeg;base64,{base64.b64encode(data).decode()}'
-    return example_buttons([(one.label, one.says, address(one.part)) for one in examples(studio)])
+    return example_buttons([
+        (one.label, one.says, f'data:image/jpeg;base64,{base64.b64encode(data).decode()}')
+        for one, data in studio.starts.items()])
 
 
 def _events(studio: Studio, settings: Settings, where: str = 'model') -> Iterator[Event]:
     "A new picture: its settings, its panes, the photograph. A fault is blamed on `where`."
     def job() -> Iterator[Event]:
         name = settings.part.name
-        yield 'settings', settings
         for event in panes(studio, settings):
             yield event
+            if event[0] == 'generated':
+                yield 'settings', settings      # not before: an old picture keeps its caption
             if event[0] == 'difference':
                 yield 'whole', studio.small(name)
                 yield 'size', studio.pixels(name).shape[:2]

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MAX_BYTES', 'MAX_PIXELS', 'MIN_SIDE', 'KINDS', 'EXAMPLES', 'short', 'check_bytes', 'decode_upload', 'Part', 'cut_out',
-           'files_to_show', 'Gallery', 'Example', 'thumbnail']
+           'Example', 'thumbnail', 'files_to_show', 'Gallery']
 
 # %% ../../nbs/5_seeing/03_explorer.gallery.ipynb #ba2be319
 import itertools
@@ -12,7 +12,7 @@ import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from io import BytesIO
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..camera import shoot
-from ..core import InterflowError, list_images, photographs, to_tensor
+from ..core import InterflowError, list_images, photographs, to_pixels, to_tensor
 from ..photographs import read_photograph
 
 # %% ../../nbs/5_seeing/03_explorer.gallery.ipynb #71956bcf
@@ -92,81 +92,6 @@ def cut_out(
                  for share, length in zip((part.down, part.across), pixels.shape))
     return to_tensor(pixels[top:top + size, left:left + size])
 
-# %% ../../nbs/5_seeing/03_explorer.gallery.ipynb #e6957359
-def _free_name(name: str, taken: set[str]) -> str:
-    "The name of a file in letters, digits and dashes, with a number where it is taken."
-    stem = re.sub(r'[^\w-]+', '_', Path(short(name)).stem) or 'upload'
-    names = (stem if i == 1 else f'{stem}-{i}' for i in itertools.count(1))
-    return next(new for new in names if new not in taken)
-
-# %% ../../nbs/5_seeing/03_explorer.gallery.ipynb #c0a5153f
-def files_to_show() -> dict[str, Path]:      # name -> path
-    """The photographs of the repository; without them, the pictures where the user stands.
-
-    Raises `InterflowError` where there are none of both.
-    """
-    kinds = 'test', 'val', 'train'
-    try:
-        return {path.stem: path for kind in kinds for path in photographs(kind)}
-    except InterflowError:      # a wheel has none
-        here = Path(os.environ.get('INTERFLOW_EXPLORE_IN') or '.')
-    try:
-        return {path.stem: path for path in list_images(here)}
-    except InterflowError:
-        raise InterflowError('the explorer: it shows pictures of your own, and none is here; '
-                             'call it in a folder that holds some') from None
-
-# %% ../../nbs/5_seeing/03_explorer.gallery.ipynb #e9aef7a0
-class Gallery:
-    """Photographs by name, and the simulated camera's shots of their parts.
-
-    `files` name -> path; `uploads` name -> pixels (H, W, 3), at most four.
-    For one thread at a time.
-    """
-    pixels: Callable[..., np.ndarray]   # (name) -> (H, W, 3) uint8; `InterflowError` for no such
-    shot: Callable[..., Tensor]         # (part, factor, number=0) -> (3, h, w); draws by number
-
-    def __init__(self) -> None:
-        self.files = files_to_show()
-        self.uploads: dict[str, np.ndarray] = {}
-        self.sent: dict[str, str] = {}      # name of an upload -> of its file, as it came
-        self.pixels, self.shot = lru_cache(4)(self._pixels), lru_cache(96)(self._shot)
-
-    def add(self, name: str, data: bytes) -> str:
-        "Keep the `data` of an upload; returns its name. Raises as `decode_upload` does."
-        pixels, given = decode_upload(name, data), short(name)
-        name = _free_name(name, {*self.files, *self.uploads})
-        self.uploads[name], self.sent[name] = pixels, given
-        while len(self.uploads) > 4:
-            del self.uploads[next(iter(self.uploads))]
-        return name
-
-    def _pixels(self, name: str) -> np.ndarray:
-        if name not in self.files and name not in self.uploads:
-            raise InterflowError(f'{name}: no such photograph; choose another, or upload it again')
-        if name in self.uploads:
-            return self.uploads[name]
-        return read_photograph(self.files[name]).srgb().pixels
-
-    def source(self, name: str) -> str:
-        "The file that a photograph is of: its path, or what an upload's file was called."
-        return self.sent[name] if name in self.uploads else str(self.files.get(name, name))
-
-    def small(self, name: str) -> bytes:
-        "The whole photograph as a small JPEG file."
-        return thumbnail(self.pixels(name), 480)
-
-    def cut(self, part: Part) -> Tensor:
-        "The photograph's pixels in `part`, (3, h, w) in [0, 1]."
-        return cut_out(self.pixels(part.name), part)
-
-    def _shot(self, part: Part, factor: float, number: int = 0) -> Tensor:
-        return shoot(self.cut(part), factor, part.camera, 0, part.name, shot=number)
-
-    def hr(self, part: Part) -> Tensor:
-        "The HR image (3, h, w): the shot at factor 1."
-        return self.shot(part, 1.)
-
 # %% ../../nbs/5_seeing/03_explorer.gallery.ipynb #7845d69e
 @dataclass(frozen=True)
 class Example:
@@ -203,3 +128,86 @@ def thumbnail(
     small.thumbnail((side, side))
     small.save(buffer, 'JPEG', quality=82)
     return buffer.getvalue()
+
+# %% ../../nbs/5_seeing/03_explorer.gallery.ipynb #e6957359
+def _free_name(name: str, taken: set[str]) -> str:
+    "The name of a file in letters, digits and dashes, with a number where it is taken."
+    stem = re.sub(r'[^\w-]+', '_', Path(short(name)).stem) or 'upload'
+    names = (stem if i == 1 else f'{stem}-{i}' for i in itertools.count(1))
+    return next(new for new in names if new not in taken)
+
+# %% ../../nbs/5_seeing/03_explorer.gallery.ipynb #c0a5153f
+def files_to_show() -> dict[str, Path]:      # name -> path
+    """The photographs of the repository; without them, the pictures where the user stands.
+
+    Raises `InterflowError` where there are none of both.
+    """
+    kinds = 'test', 'val', 'train'
+    try:
+        return {path.stem: path for kind in kinds for path in photographs(kind)}
+    except InterflowError:      # a wheel has none
+        here = Path(os.environ.get('INTERFLOW_EXPLORE_IN') or '.')
+    try:
+        return {path.stem: path for path in list_images(here)}
+    except InterflowError:
+        raise InterflowError('the explorer: it shows pictures of your own, and none is here; '
+                             'call it in a folder that holds some') from None
+
+# %% ../../nbs/5_seeing/03_explorer.gallery.ipynb #e9aef7a0
+class Gallery:
+    """Photographs by name, and the simulated camera's shots of their parts.
+
+    `files` name -> path; `uploads` name -> pixels (H, W, 3), at most four.
+    For one thread at a time.
+    """
+    pixels: Callable[..., np.ndarray]   # (name) -> (H, W, 3) uint8; `InterflowError` for no such
+    small: Callable[[str], bytes]       # (name) -> the whole photograph as a small JPEG file
+    shot: Callable[..., Tensor]         # (part, factor, number=0) -> (3, h, w); draws by number
+
+    def __init__(self) -> None:
+        self.files = files_to_show()
+        self.uploads: dict[str, np.ndarray] = {}
+        self.sent: dict[str, str] = {}      # name of an upload -> of its file, as it came
+        self.pixels, self.shot = lru_cache(4)(self._pixels), lru_cache(96)(self._shot)
+        self.small = lru_cache(4)(self._small)
+
+    def add(self, name: str, data: bytes) -> str:
+        "Keep the `data` of an upload; returns its name. Raises as `decode_upload` does."
+        pixels, given = decode_upload(name, data), short(name)
+        name = _free_name(name, {*self.files, *self.uploads})
+        self.uploads[name], self.sent[name] = pixels, given
+        while len(self.uploads) > 4:
+            del self.uploads[next(iter(self.uploads))]
+        return name
+
+    def _pixels(self, name: str) -> np.ndarray:
+        if name not in self.files and name not in self.uploads:
+            raise InterflowError(f'{name}: no such photograph; choose another, or upload it again')
+        if name in self.uploads:
+            return self.uploads[name]
+        return read_photograph(self.files[name]).srgb().pixels
+
+    def source(self, name: str) -> str:
+        "The file that a photograph is of: its path, or what an upload's file was called."
+        return self.sent[name] if name in self.uploads else str(self.files.get(name, name))
+
+    def _small(self, name: str) -> bytes:
+        return thumbnail(self.pixels(name), 480)
+
+    @cached_property
+    def starts(self) -> dict[Example, bytes]:
+        "The examples whose photographs are at hand, and a small JPEG file of each."
+        return {example: thumbnail(to_pixels(cut_out(self._pixels(example.part.name),
+                                                     example.part)), 112)
+                for example in EXAMPLES if example.part.name in self.files}
+
+    def cut(self, part: Part) -> Tensor:
+        "The photograph's pixels in `part`, (3, h, w) in [0, 1]."
+        return cut_out(self.pixels(part.name), part)
+
+    def _shot(self, part: Part, factor: float, number: int = 0) -> Tensor:
+        return shoot(self.cut(part), factor, part.camera, 0, part.name, shot=number)
+
+    def hr(self, part: Part) -> Tensor:
+        "The HR image (3, h, w): the shot at factor 1."
+        return self.shot(part, 1.)

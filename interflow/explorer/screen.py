@@ -83,7 +83,9 @@ def captions_of(
           if network else f'No SR picture: data/weights/{name} holds no network '
           '(<code>interflow train-sr</code> trains one).')
     gain = f'Generated minus true, {GAIN} times as strong, around grey.'
-    return {'generated': f'<b>{escape(settings.path)} {factor}</b>',
+    nears = ('The generated picture: PSNR to the true image, and the noise of both '
+             'in grey levels of 255.')
+    return {'generated': f'<b title="{nears}">{escape(settings.path)} {factor}</b>',
             'hr': '<b title="The same part through the longest lens: all detail.">HR</b> ×1',
             'true': f'<b title="What the simulated camera takes at this factor.">true</b> {factor}',
             'difference': f'<b title="{gain}">difference</b> ×{GAIN}',
@@ -106,7 +108,7 @@ READING = {
     'spectrum': ('The noise over frequency. Above the line of the true image the picture is '
                  'noisier, below it cleaner.'),
     'brightness': 'The noise of dark and bright places. A camera has more where it is brighter.',
-    'map': ('Each small point is a true image, darker for lower factors. The large ones are this '
+    'map': ('Each small point is a true image, fainter for higher factors. The large ones are this '
             'picture and its truth: the nearer, the more alike.'),
     'posterior': ('The factor that the flow itself believes. A peak at the grey line: the picture '
                   'is of the factor that was asked for.'),
