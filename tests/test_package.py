@@ -154,6 +154,27 @@ print(panel.controls.scene.value, sum(len(image.value) > 10_000 for image in pan
     assert user('python', '-c', code, cwd=tmp_path) == f'{own.stem} True\n'
 
 
+# ---------------------------------------------------------------- the walks of three users, in the wheel's environment
+
+WALKS = ROOT / 'tests' / 'walks'
+
+
+def test_the_walks_of_three_users(user, tmp_path):
+    "Own photographs to a network; a library in a program; a changed layer. As they are written, with few steps."
+    for name, split in (('photos', 'train'), ('others', 'test')):
+        write_crops(tmp_path / name, photographs(split)[:2 if name == 'photos' else 1], slice(100, 196), slice(100, 196))
+    steps = ('env', 'STEPS=2', 'SR_STEPS=2')
+    said = user(*steps, 'sh', WALKS / '1_own_photographs.sh', 'photos', 'others', 'runs', cwd=tmp_path)
+    for line in ('2 scenes at 2 factors: runs/pairs', '4 images of 2 scenes, 0 set aside', 'runs/net', '1 picture, 3 times as large: runs/large'):
+        assert line in said, said
+    assert (tmp_path / 'runs/values.csv').is_file() and len(list((tmp_path / 'runs/large').iterdir())) == 1
+    said = user(*steps, 'python', WALKS / '3_changed_layer.py', 'runs/pairs', 'runs/changed', cwd=tmp_path)
+    assert '8 changed couplings, 2 steps' in said and 'PlainForm, there and back' in said and 'an image: (3, 96, 96)' in said
+    (photo,) = (tmp_path / 'others').iterdir()
+    said = user('python', WALKS / '2_library.py', photo, 'api', cwd=tmp_path)
+    assert 'one image: (3, 96, 96) -> (3, 96, 96) -> (3, 96, 96)' in said and 'the graph: rcan.onnx' in said and 'an error: factor 9' in said
+
+
 # ---------------------------------------------------------------- extras that are absent
 
 ABSENT = '''
