@@ -123,7 +123,8 @@ def _run():
     "Run the command; its exit code, with one line on stderr for what went wrong."
     try:
         return app(prog_name='interflow', standalone_mode=False) or 0
-    except (KeyboardInterrupt, typer.Abort):
+    except (KeyboardInterrupt, typer.Abort):    # what a training saved, `Interrupted` says
+        typer.echo('interflow: interrupted; the same command goes on where it was', err=True)
         return 130
     except SystemExit as end:
         return end.code or 0
@@ -155,7 +156,5 @@ def main() -> None:
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors='backslashreplace')
     sys.argv[1:] = flags_first(sys.argv[1:])
-    if (code := _run()) == 130:
-        typer.echo('interflow: interrupted; the same command goes on where it was', err=True)
-    if code:
+    if code := _run():
         sys.exit(code)
