@@ -8,20 +8,18 @@ __all__ = ['versions', 'run_record', 'card_text']
 # %% ../nbs/1_photographs/60_cards.ipynb #f7ae6529
 import platform
 from collections.abc import Mapping, Sequence
-from importlib import metadata
 from statistics import mean
 from typing import Any
 
 import torch
 
+import interflow
+
 # %% ../nbs/1_photographs/60_cards.ipynb #2af960fe
 def versions() -> dict[str, str]:
     "What computes here: Python, torch, interflow."
-    try:
-        own = metadata.version('interflow')
-    except metadata.PackageNotFoundError:
-        own = 'not installed'
-    return {'python': platform.python_version(), 'torch': str(torch.__version__), 'interflow': own}
+    return {'python': platform.python_version(), 'torch': str(torch.__version__),
+            'interflow': interflow.__version__}
 
 
 def run_record(
