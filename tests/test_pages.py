@@ -124,7 +124,8 @@ def test_the_page_says_which_code_made_it(tmp_path):
     (tmp_path / 'code.py').write_text('2')
     assert commit_of(tmp_path) == f'{first} with changes'
     assert command_line(['C:/x/interflow.exe', 'judge', 'a b']).startswith('interflow judge ') and command_line([]) == ''
-    assert command_line([sys.executable, 'x']) == ''
+    assert command_line([sys.executable, 'x']) == '' == command_line(['/x/other/__main__.py'])
+    assert command_line(['/x/interflow/cli/__main__.py', 'judge']) == 'interflow judge'
 
 
 @pytest.mark.skipif(not CHROMIUM or importlib.util.find_spec('playwright') is None, reason='no Chromium or no playwright here')

@@ -32,7 +32,7 @@ def commands(script):
     "The words of each command of a script in which `interflow` is called, what stands before it included; variables have values."
     for line in script.replace('\\\n', ' ').splitlines():
         words = shlex.split(re.sub(r'\$\{?(\w+)\}?', lambda found: VALUES.get(found[1], found[1]), line), comments=True)
-        if 'interflow' in words:
+        if {'interflow', 'interflow.cli'} & set(words):
             yield words
 
 
@@ -54,7 +54,7 @@ def test_scripts_parse(script):
 
 @pytest.mark.parametrize('words', ALL, ids=lambda words: '-'.join(words[:3]))
 def test_each_command_and_each_option_exists(words):
-    name, *rest = words[words.index('interflow') + 1:]
+    name, *rest = words[next(i for i, word in enumerate(words) if word in ('interflow', 'interflow.cli')) + 1:]
     typer.main.get_command(app).commands[name].make_context(name, [word for word in rest if word != '&'])
 
 
@@ -66,7 +66,7 @@ def test_launchers_understand_their_options(words):
     else:
         from accelerate.commands.launch import launch_command_parser
         found = launch_command_parser().parse_args(words[2:])
-    assert found.no_python and found.training_script == 'interflow' and found.training_script_args[0].startswith('train')
+    assert found.module and found.training_script == 'interflow.cli' and found.training_script_args[0].startswith('train')
 
 
 def test_the_yaml_is_an_indexed_job():

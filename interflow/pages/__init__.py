@@ -118,7 +118,8 @@ def command_line(
 ) -> str:                                   # '' where it is not the command `interflow`
     "How the command was called, as one types it."
     words = sys.argv if words is None else words
-    called = bool(words) and Path(words[0]).stem == 'interflow'
+    file = Path(words[0] if words else '')      # a module's is interflow/cli/__main__.py
+    called = file.stem == 'interflow' or file.parts[-3:] == ('interflow', 'cli', '__main__.py')
     return shlex.join(['interflow', *words[1:]]) if called else ''
 
 
