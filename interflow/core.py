@@ -219,8 +219,7 @@ def put_once(
 
 # %% ../nbs/1_photographs/03_core.ipynb #3964ef8b
 class _Stored(NamedTuple):
-    "An argument that lies in a file."
-    file: Path
+    file: Path      # that holds an argument
 
     def open(self):
         return pickle.loads(self.file.read_bytes())
@@ -255,6 +254,8 @@ def _call(parent, function, job):
     def watch():
         while os.getppid() == parent:
             time.sleep(1)
+        for part in job:        # a parent that was killed left its files
+            isinstance(part, _Stored) and shutil.rmtree(part.file.parent, ignore_errors=True)
         os._exit(1)
     threading.Thread(target=watch, daemon=True).start()
     try:

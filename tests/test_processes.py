@@ -4,6 +4,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -78,3 +79,19 @@ def test_what_jobs_have_in_common_is_written_once(tmp_path, monkeypatch):
         if codes:
             break
     assert codes == [0] and not list(tmp_path.iterdir())
+
+
+def test_a_killed_parent_leaves_no_files(tmp_path):
+    "Its children see it within a second, and clear up before they end."
+    code = 'import time; from interflow.core import in_processes\nfor codes in in_processes(time.sleep, [(600,), (601,)], 2): print("running", flush=True)'
+    environment = {**os.environ, 'TMPDIR': str(tmp_path), 'OMP_NUM_THREADS': '1'}
+    parent = subprocess.Popen([sys.executable, '-c', code], env=environment, stdout=subprocess.PIPE)
+    parent.stdout.readline()
+    folder, = tmp_path.glob('interflow-*')
+    time.sleep(1)
+    parent.kill()
+    parent.wait()
+    until = time.monotonic() + 60
+    while folder.exists() and time.monotonic() < until:
+        time.sleep(.2)
+    assert not folder.exists()

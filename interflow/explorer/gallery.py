@@ -181,11 +181,10 @@ class Gallery:
         return name
 
     def _pixels(self, name: str) -> np.ndarray:
-        if name not in self.files and name not in self.uploads:
+        if name not in {*self.files, *self.uploads}:
             raise InterflowError(f'{name}: no such photograph; choose another, or upload it again')
-        if name in self.uploads:
-            return self.uploads[name]
-        return read_photograph(self.files[name]).srgb().pixels
+        known = self.uploads.get(name)
+        return read_photograph(self.files[name]).srgb().pixels if known is None else known
 
     def source(self, name: str) -> str:
         "The file that a photograph is of: its path, or what an upload's file was called."
