@@ -80,8 +80,9 @@ def digits(
     number: float,          # a difference
     signed: bool = False,   # with a plus
 ) -> str:
-    "Two digits after the point, or one that counts where these are 0."
-    how = '.2f' if abs(number) >= .005 or number == 0 else '.1g'
+    "Two digits after the point, three where these are 0."
+    number = round(number, 3) + 0.      # no minus before a zero
+    how = '.2f' if abs(number) >= .005 or number == 0 else '.3f'
     return format(number, ('+' if signed else '') + how)
 
 
