@@ -247,6 +247,16 @@ def test_without_an_extra_the_core_works_and_its_commands_say_what_to_install(pa
     assert not list(tmp_path.iterdir()), 'nothing is left behind'
 
 
+@pytest.mark.skipif(not hasattr(os, 'fork'), reason='the processes of this test are forks')
+def test_without_any_extra_the_flow_makes_sets_and_a_network_large_pictures(pairs, tmp_path):
+    calls = [['generate', 'shipped:flow', str(pairs / 'photos'), 'set', '--factors', '2.5', '--processes', '1'], ['upscale', 'shipped:rcan', str(pairs / 'photos'), 'large']]
+    told = json.dumps([['all', ' '.join(MODULES.values()).split(), calls]])
+    done = subprocess.run([sys.executable, '-c', ABSENT, told], cwd=tmp_path, capture_output=True, text=True, env={**os.environ, 'PYTHONPATH': str(ROOT)})
+    (_, works, said), = [json.loads(line) for line in done.stdout.splitlines()]
+    assert works and [code for code, _ in said] == [0, 0], said
+    assert len(list((tmp_path / 'set').rglob('*LR*.png'))) == 1 and len(list((tmp_path / 'large').iterdir())) == 1
+
+
 def test_without_the_hub_a_name_on_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, 'huggingface_hub', None)
     with pytest.raises(interflow.InterflowError, match=r"pip install 'interflow-sr\[hub\]'"):
