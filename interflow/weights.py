@@ -113,10 +113,10 @@ def load_weights(
 ) -> Module:             # the same
     """Fill `module` with the weights in `folder`.
 
-    Raises `InterflowError` when they are missing, broken, of another preset or not finite.
-    """
+    Raises `InterflowError` when they are missing, broken, of another preset or not finite."""
     path = Path(folder) / 'model.safetensors'
     try:
+        open(path, 'rb').close()    # safetensors calls a file missing that may not be read
         state = load_file(path)
     except FileNotFoundError:
         raise InterflowError(f'{path}: no such file; give the folder of a saved model') from None

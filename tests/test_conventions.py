@@ -173,3 +173,41 @@ def test_another_kind_of_model_in_a_run_is_refused(place, monkeypatch, capsys):
     for command in ('generate network photos made', 'upscale flow photos large'):
         code, lines = say(monkeypatch, capsys, f'{command} --device cpu')
         assert code == 2 and len(lines) == 1 and 'model/config.json' in lines[0], lines
+
+
+# ---------------------------------------------------------------- where the words go
+
+@pytest.mark.skipif(not os.path.exists('/dev/full'), reason='a device of Linux')
+@pytest.mark.parametrize('words', [['--help'], ['--version'], ['camera', 'canon'], ['upscale', 'network', 'photos', 'large', '--device', 'cpu']], ids=str)
+def test_a_full_disk_below_the_output_is_one_line(place, words):
+    with open('/dev/full', 'w') as full:
+        done = subprocess.run([sys.executable, '-c', MAIN, *words], stdout=full, stderr=subprocess.PIPE, text=True)
+    lines = [line for line in done.stderr.replace('\r', '\n').splitlines() if line.strip() and '%|' not in line]
+    assert done.returncode == 2 and len(lines) == 1 and 'disk is full' in lines[0], (done.returncode, lines)
+
+
+@pytest.mark.skipif(os.name != 'posix', reason='a shell of Unix')
+@pytest.mark.parametrize('closed', ['>&-', '2>&-', '>&- 2>&-'])
+def test_a_closed_stream_keeps_nothing_from_being_done(place, closed):
+    words = ['upscale', 'network', 'photos', 'large', '--device', 'cpu']
+    done = subprocess.run(['sh', '-c', f'exec "$@" {closed}', '-', sys.executable, '-c', MAIN, *words], capture_output=True, text=True)
+    assert done.returncode == 0 and len(list((place / 'large').iterdir())) == 2, done.stderr
+
+
+@pytest.mark.skipif(os.name != 'posix', reason='a shell of Unix')
+def test_nobody_reads_on():
+    done = subprocess.run(['bash', '-c', 'set -o pipefail; "$@" | head -1', '-', sys.executable, '-c', MAIN, 'layouts'], capture_output=True, text=True)
+    assert 'Traceback' not in done.stderr and len(done.stdout.splitlines()) == 1
+
+
+@pytest.mark.parametrize('missing', ['HOME', 'TMPDIR'])
+def test_without_a_home_or_a_place_for_temporary_files(place, missing):
+    import stat
+    if missing == 'HOME' and not os.geteuid():
+        pytest.skip('root may write anywhere')
+    nowhere = place / 'nowhere'
+    nowhere.mkdir()
+    nowhere.chmod(stat.S_IRUSR)
+    done = subprocess.run([sys.executable, '-c', MAIN, 'upscale', 'network', 'photos', 'large', '--device', 'cpu'], capture_output=True, text=True,
+                          env={**os.environ, missing: str(nowhere / 'below')})
+    assert done.returncode == 0 and 'Traceback' not in done.stderr, done.stderr

@@ -189,6 +189,44 @@ def test_evaluate_writes_over_nothing(place, monkeypatch, capsys, command, out):
     refused(place, monkeypatch, capsys, command.replace('OUT', out.format(name=place.name)))
 
 
+@pytest.mark.parametrize('option', ['--json OUT', '--out new --json OUT'])
+@pytest.mark.parametrize('out', ['pairs/HR/{name}', 'pairs/x2.1/{name}', 'pairs/check.json', 'linked.png', 'second.png', 'thesis.txt', 'diary', 'thesis.txt/below'])
+def test_check_writes_over_nothing(place, monkeypatch, capsys, option, out):
+    link(place.root / 'linked.png', place.root / 'pairs/HR' / place.name)
+    os.link(place.root / 'pairs/HR' / place.name, place.root / 'second.png')
+    refused(place, monkeypatch, capsys, f'check pairs --processes 1 {option}'.replace('OUT', out.format(name=place.name)))
+
+
+@pytest.mark.parametrize('name', ['check.json', 'check.csv', 'check.png', 'check.html'])
+def test_check_leaves_reports_of_others(place, monkeypatch, capsys, name):
+    (place.root / 'report').mkdir()
+    (place.root / 'report' / name).write_text('my own')
+    refused(place, monkeypatch, capsys, 'check pairs --processes 1 --out report', name)
+    (place.root / 'report' / name).unlink()
+    (place.root / 'pairs/x2.1' / place.name).write_text('no picture')       # something to draw
+    for _ in range(2):
+        assert say(monkeypatch, capsys, 'check pairs --processes 1 --out report --json own.json')[0] == 2
+    assert (place.root / 'report' / name).exists()
+
+
+@pytest.mark.parametrize('out', ['pairs', 'pairs/HR', 'linked/HR', 'thesis.txt'])
+def test_check_writes_no_picture_into_a_set(place, monkeypatch, capsys, out):
+    link(place.root / 'linked', place.root / 'pairs')
+    refused(place, monkeypatch, capsys, f'check pairs --processes 1 --out {out}')
+
+
+@pytest.mark.parametrize('out', ['kept', './kept', 'linked', 'thesis.txt', 'network/config.json', 'diary'])
+def test_images_of_an_evaluation_replace_nothing(place, monkeypatch, capsys, out):
+    "Whatever lies there under the name of one: a second name of an HR image, a link to it, a folder, text."
+    stem = place.photo.stem
+    link(place.root / 'linked', 'kept')
+    for folder in ('kept', 'diary'):
+        (place.root / folder / stem / 'x2.1').mkdir(parents=True)
+    os.link(place.root / 'pairs/HR' / place.name, place.root / 'kept' / stem / 'x2.1/network.png')
+    (place.root / 'diary' / stem / 'x2.1/network.png').write_text('dear diary')
+    refused(place, monkeypatch, capsys, f'evaluate network pairs --factors 2.1 --device cpu --save-images {out}')
+
+
 def test_evaluate_twice_and_into_one_file(place, monkeypatch, capsys):
     command = 'evaluate network pairs --device cpu --csv table.csv --crops crops.png'
     for _ in range(2):

@@ -289,7 +289,8 @@ def write_check(
     doubtful, shown = [one for one in check.findings if one.level != 'note'], []
     if doubtful:
         with whole_file(out / 'check.png') as temporary:
-            contact_sheet(doubtful).savefig(temporary, dpi=96, format='png')
+            contact_sheet(doubtful).savefig(temporary, dpi=96, format='png',
+                                            metadata={'Software': 'interflow'})
         shown = [Picture(out / 'check.png', 'pictures of it', 'Left the file in question, right '
                          'what it was compared with.')]
     write_page(out / 'check.html', Page('Is this set what it says?', check_findings(check), {

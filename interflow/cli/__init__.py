@@ -7,6 +7,7 @@ __all__ = ['ExploreOptions', 'explore', 'DemoOptions', 'demo', 'Lines', 'told_of
 
 # %% ../../nbs/6_using/30_cli.ipynb #c98dbaff
 import logging
+import os
 import sys
 from dataclasses import replace
 from io import TextIOWrapper
@@ -122,10 +123,12 @@ def told_of_misuse(
 def _run():
     "Run the command; its exit code, with one line on stderr for what went wrong."
     try:
-        return app(prog_name='interflow', standalone_mode=False) or 0
-    except (KeyboardInterrupt, typer.Abort):    # what a training saved, `Interrupted` says
-        typer.echo('interflow: interrupted; the same command goes on where it was', err=True)
-        return 130
+        code = app(prog_name='interflow', standalone_mode=False) or 0
+        sys.stdout.flush()      # a full disk says so here, or at the end in Python's words
+        if code != 130:
+            return code
+    except (KeyboardInterrupt, typer.Abort):    # typer makes the code of it, or does not
+        pass
     except SystemExit as end:
         return end.code or 0
     except _Misuse as fault:
@@ -136,6 +139,8 @@ def _run():
         return 2
     except (InterflowError, OSError, UnicodeEncodeError) as fault:
         logging.getLogger('interflow').debug('the error came from here', exc_info=fault)
+        if isinstance(fault, OSError) and not fault.filename:
+            sys.stdout = open(os.devnull, 'w', encoding='utf-8')    # perhaps it is that
         typer.echo(f'interflow: {explain(fault)}', err=True)
         return getattr(fault, 'exit_code', 2)
     except ModuleNotFoundError as fault:    # of an extra that nobody asked for first
@@ -144,17 +149,24 @@ def _run():
         from interflow.core import install  # imports torch
         typer.echo(f'interflow: {fault.name}: not installed; {install("all")}', err=True)
         return 2
+    # a training that was stopped says so itself, by `Interrupted`
+    typer.echo('interflow: interrupted; the same command goes on where it was', err=True)
+    return 130
 
-
+# %% ../../nbs/6_using/30_cli.ipynb #19124f47
 def main() -> None:
     """Entry point of the command `interflow`: errors that the user can fix become one line.
 
     Exit code 2; 1 where the work was done and some files were left aside; 130 after Ctrl-C.
     """
     logging.getLogger('interflow').addHandler(_LINES)
-    for stream in (sys.stdout, sys.stderr):     # a name that is no UTF-8 is printed nevertheless
-        if isinstance(stream, TextIOWrapper):
+    logging.getLogger('matplotlib').setLevel(logging.ERROR)     # without a home it says so twice
+    for name in ('stdout', 'stderr'):
+        stream = getattr(sys, name)
+        if isinstance(stream, TextIOWrapper):   # a name that is no UTF-8 is printed nevertheless
             stream.reconfigure(errors='backslashreplace')
+        elif stream is None:        # closed by the shell, as by >&-
+            setattr(sys, name, open(os.devnull, 'w', encoding='utf-8'))
     sys.argv[1:] = flags_first(sys.argv[1:])
     if code := _run():
         sys.exit(code)

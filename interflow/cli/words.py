@@ -30,7 +30,9 @@ app = typer.Typer(
          'networks trained on them.')
 
 # %% ../../nbs/6_using/00_cli.words.ipynb #a4ba8ea0
-def show_version(asked: bool) -> None:
+def show_version(
+    asked: bool,    # whether `--version` was given
+) -> None:
     "Print the version, and end."
     if asked:
         typer.echo(f'interflow {interflow.__version__}')
