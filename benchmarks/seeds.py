@@ -27,6 +27,7 @@ from interflow.metrics import bootstrap_interval
 from interflow.sets import SetConfig, generate
 from interflow.sr.evaluation import evaluate
 from interflow.sr.networks import network_config
+from interflow.sr.tables import FEWEST
 from interflow.sr.training import SR_PRESETS, Source, train_sr
 from interflow.training import plain
 
@@ -75,7 +76,7 @@ def compare(row: str, scores: dict, seeds: list) -> list:
         mine, gains = table(row), table(row) - table(rival)
         low, high = bootstrap_interval(gains.mean(0).tolist(), make_generator(0, 'seeds', row, factor))
         lines.append({'row': row, 'factor': factor, 'psnr_y': mine.mean().item(), 'gain': gains.mean().item(),
-                      'low': low, 'high': high, 'of_seeds': gains.mean(1).tolist()})
+                      'low': low, 'high': high, 'images': gains.shape[1], 'of_seeds': gains.mean(1).tolist()})
     return lines
 
 
@@ -86,7 +87,8 @@ def format_lines(lines: list, seeds: list) -> str:
     for row in ROWS:
         cells = []
         for line in (line for line in lines if line['row'] == row):
-            star = '*' if line['low'] > 0 or line['high'] < 0 else ''
+            decided = line['images'] >= FEWEST and (line['low'] > 0 or line['high'] < 0)
+            star = '*' if decided else ''
             gain = '' if row == rival else f' ({line["gain"]:+.2f}{star})'
             cells.append(f'{line["psnr_y"]:.2f}{gain}')
         text.append((f'{row:44}' + ''.join(f'{cell:20}' for cell in cells)).rstrip())
