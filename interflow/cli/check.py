@@ -47,8 +47,8 @@ class CheckOptions:
     Json = Annotated[Path | None, typer.Option(
         '--json', help='JSON file for all that was found and measured')]
     Out = Annotated[Path | None, typer.Option(
-        help='folder for check.json, check.csv (a row for each pair) and check.png, pictures of '
-             'what is doubtful')]
+        help='folder for check.html, a page with what was found and pictures of what is doubtful, '
+             'check.json, check.csv (a row for each pair) and check.png')]
     Flow = Annotated[Path | None, typer.Option(
         parser=model_place, metavar='MODEL',
         help='folder of a trained flow, which is asked about the factors too')]

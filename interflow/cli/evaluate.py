@@ -178,7 +178,7 @@ def evaluate_command(
     from interflow.data import all_factors, known_factors, parse_factors, read_set
     from interflow.photographs import Attempts
     from interflow.sr.evaluation import PUBLISHED, evaluate, format_tables, summarise
-    if crops:
+    if crops or report:
         need('plots', 'matplotlib')
     given, sets = part_places([*networks, *([data] if data else [])], hr is not None)
     scenes = read_set(find_places(sets, hr, lr, factor), 'test')
