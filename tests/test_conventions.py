@@ -11,6 +11,7 @@ from scenes import write_crops
 from test_faults import say
 
 from interflow.checkpoints import save_model
+from interflow.cli.words import ORDER
 from interflow.core import make_generator, photographs
 from interflow.data import simulate
 from interflow.model import InterFlow, InterFlowConfig
@@ -27,14 +28,22 @@ def interflow(*words, environment=(), code=MAIN):
     return done, after.children_user - before.children_user
 
 
-def commands():
+def group():
     import typer.main
 
     from interflow.cli import app
-    return {name: command for name, command in typer.main.get_command(app).commands.items() if not command.hidden}
+    return typer.main.get_command(app)
+
+
+def commands():
+    return {name: command for name, command in group().commands.items() if not command.hidden}
 
 
 # ---------------------------------------------------------------- help
+
+def test_the_commands_stand_in_the_order_of_the_work():
+    assert group().list_commands(None) == list(ORDER), 'each command has its place'
+
 
 @pytest.mark.parametrize('name', ['', *commands()])
 def test_help_has_an_example_and_waits_for_nothing(name):
