@@ -253,6 +253,15 @@ def test_the_map_has_every_room():
          'Add the room to nbs/index.ipynb')
 
 
+def test_the_map_has_short_walks_and_says_what_one_may_change():
+    said = '\n'.join(source(cell) for _, cell in cells(NBS / 'index.ipynb', 'markdown'))
+    walks = re.search(r'## Two short walks\n(.*?)\n## ', said, re.S)[1].strip().split('\n\n')
+    assert len(walks) == 2 and all(8 <= walk.count('](') <= 14 for walk in walks), 'README promises them'
+    changes = re.search(r'## I want to change\n(.*?)\n## |$', said, re.S)[1]
+    tests = re.findall(r'`(tests/\w+\.py)`', changes)
+    assert all(word in changes for word in ('layer', 'path', 'network', 'camera', 'layout')) and all((ROOT / test).exists() for test in tests)
+
+
 def test_links_lead_somewhere():
     prose = [(path, path.read_text(encoding='utf-8')) for path in [*ROOT.glob('*.md'), *PHOTOS.glob('*.md'), ROOT / 'benchmarks' / 'README.md', ROOT / 'data' / 'weights' / 'README.md']]
     prose += [(path, source(cell)) for path in notebooks() for _, cell in cells(path, 'markdown')]
