@@ -28,7 +28,7 @@ from interflow.pages import (
 )
 
 EMPTY = {'meta', 'img', 'br', 'link', 'input', 'hr'}
-HOSTILE = '"><script>alert(1)</script><img src=x onerror=alert(2)>\'&{{ $title }} </pre></details>'
+HOSTILE = '$\\frac$"><script>alert(1)</script><img src=x onerror=alert(2)>\'&{{ $title }} </pre></details>'
 
 
 class Reader(HTMLParser):

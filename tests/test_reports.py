@@ -1,7 +1,9 @@
 """Reports say what their numbers say: turned round, the sentences turn with them; and every page keeps what pages promise."""
+import json
 import re
 
 import pytest
+import torch
 from test_pages import HOSTILE, check_page
 from typer.testing import CliRunner
 
@@ -105,7 +107,7 @@ def test_the_page_of_a_judgement(tmp_path):
     judgement = Judgement([], summary, {(row['images'], row['factor']): curve for row in summary})
     write_judgement_page(judgement, tmp_path / 'page.html', {'judged': HOSTILE})
     read = check_page(tmp_path / 'page.html')
-    assert read.tags.count('img') == 1 and read.tags.count('tr') == 5 and HOSTILE.replace('"', '\\"') in read.text['pre']
+    assert read.tags.count('img') == 1 and read.tags.count('tr') == 5 and json.dumps(HOSTILE) in read.text['pre']
 
 
 def test_an_alignment_says_what_it_gave():
@@ -135,6 +137,10 @@ def test_the_page_of_a_check_without_pairs_and_with_hostile_names(tmp_path):
     fault = Finding('error', 'file', HOSTILE, 'is empty; replace it')
     write_check(Check((HOSTILE,), [group(HOSTILE, 2., None)], [fault], []), tmp_path)
     assert HOSTILE in check_page(tmp_path / 'check.html').text['li']
+    odd = tmp_path / 'a$\\frac$ & <b>.png'
+    write_image(odd, torch.rand(3, 200, 200))
+    write_check(Check((), [], [Finding('error', 'shift', str(odd), 'is shifted; register it')], []), tmp_path / 'odd')
+    assert check_page(tmp_path / 'odd' / 'check.html').tags.count('img') == 1
     write_check(Check((), [], [], []), tmp_path / 'none')
     assert check_page(tmp_path / 'none' / 'check.html').tags.count('img') == 0
 

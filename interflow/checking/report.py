@@ -18,7 +18,7 @@ from .files import LEVELS, TOLERANCE, Finding, in_order
 from .scenes import SceneFacts, rows_of
 from .shift import WINDOW, choose_window
 from ..core import InterflowError, read_pixels, whole_file, write_csv, write_json
-from ..pages import Page, Picture, listing, table, write_page
+from ..pages import Page, Picture, listing, literal, table, write_page
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -227,8 +227,9 @@ def contact_sheet(
     rows = max(1, -(-len(shown) // columns))
     figure = plt.figure(figsize=(4 * columns, 2.75 * rows), layout='constrained')
     cells = figure.subfigures(rows, columns, squeeze=False).ravel()
-    for cell, finding in zip(cells, shown):
-        _draw_finding(cell, finding)
+    with literal():     # names of files
+        for cell, finding in zip(cells, shown):
+            _draw_finding(cell, finding)
     plt.close(figure)
     return figure
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ..core import InterflowError, make_generator
 from ..data import Scene
 from ..metrics import bootstrap_interval
-from ..pages import Html, Page, Picture, write_page
+from ..pages import Html, Page, Picture, literal, write_page
 from .evaluation import largest_gap, plot_crops
 from .scores import BASELINE, LABELS, PUBLISHED
 from interflow.sr.tables import (
@@ -159,7 +159,8 @@ def crops_of(
     other = next((name for name in networks if name != rival), BASELINE)
     name, factor = largest_gap(rows, other, rival)
     scene = next(scene for scene in scenes if scene.name == name)
-    return plot_crops(networks, scene, factor, other, rival)
+    with literal():
+        return plot_crops(networks, scene, factor, other, rival)
 
 # %% ../../nbs/4_super_resolution/24_sr.report.ipynb #da1dd7c3
 def write_evaluation(
@@ -173,7 +174,8 @@ def write_evaluation(
     "A page about an evaluation: sentences, table, intervals, crops."
     import matplotlib.pyplot as plt  # slow, and needed only in figures
     summary = summarise(rows, rival, seed)
-    drawn = plot_summary(summary)
+    with literal():
+        drawn = plot_summary(summary)
     measures = [name for name in LABELS if name in rows[0] and name not in PUBLISHED]
     below = few_images(summary)
     tables = [Html(format_table(summary, 'html', name).removesuffix(f'\n<p>{below}</p>'))
