@@ -139,7 +139,9 @@ def the_page_shows_every_pane_and_fits(watch, tmp_path):
     watch.page.wait_for_function("document.querySelector('img.itf-posterior').naturalWidth > 100", timeout=60_000)
     watch.looks('explorer')
     if BENCH:
-        watch.page.screenshot(path=ROOT / 'benchmarks' / 'explorer.jpg', type='jpeg', quality=82)
+        used = watch.page.locator('.itf-body').bounding_box()
+        watch.page.screenshot(path=ROOT / 'benchmarks' / 'explorer.jpg', type='jpeg', quality=82,
+                              clip={'x': 0, 'y': 0, 'width': 1400, 'height': min(900, used['y'] + used['height'] + 8)})
     shown = [name for name in ('before', 'generated', 'true', 'hr', 'difference', 'spectrum', 'brightness', 'map', 'posterior')
              if watch.page.evaluate('name => document.querySelector(`img.itf-${name}`).naturalWidth', name) > 8]
     assert len(shown) == 9, shown
@@ -220,7 +222,7 @@ def a_good_file_is_uploaded_and_bad_ones_are_refused_in_a_line(watch, tmp_path):
 
 
 def exports_are_downloaded(watch, tmp_path):
-    for name, ending, start in (('Picture', '.png', b'\x89PNG'), ('Strip', '.strip.png', b'\x89PNG'), ('Command', '.txt', b'# my <b>berries.webp: must lie in')):
+    for name, ending, start in (('Picture', '.png', b'\x89PNG'), ('Strip', '.strip.png', b'\x89PNG'), ('Lines', '.txt', b'# my <b>berries.webp: must lie in')):
         with watch.page.expect_download(timeout=30_000) as download:
             watch.page.get_by_role('button', name=name, exact=True).click()
         assert download.value.suggested_filename.endswith(ending)
@@ -233,8 +235,16 @@ CLIPPED = '''() => [...document.querySelectorAll('.itf-explorer *')].filter(here
     const box = here.getBoundingClientRect(), style = getComputedStyle(here), inside = here.closest('.itf-pane, .itf-whole, .itf-wire, svg, style, option');
     if (!box.width || !box.height || inside || style.visibility === 'hidden') return false;
     if (box.left < -1 || box.right > innerWidth + 1) return true;
-    const says = [...here.childNodes].some(node => node.nodeType === 3 && node.data.trim());
-    if (says && !here.matches('textarea') && (here.scrollWidth > here.clientWidth + 1 && style.display !== 'inline' && style.overflowX !== 'visible')) return true;
+    for (const node of here.childNodes) {      // words, and what they may be hidden by
+        if (node.nodeType !== 3 || !node.data.trim() || here.matches('textarea, select')) continue;
+        const words = document.createRange();
+        words.selectNodeContents(node);
+        const {left, right, top, bottom} = words.getBoundingClientRect();
+        for (let over = here; over && !over.matches('.itf-explorer'); over = over.parentElement) {
+            const edge = over.getBoundingClientRect();
+            if (getComputedStyle(over).overflowX !== 'visible' && (left < edge.left - 1 || right > edge.right + 1 || top < edge.top - 3 || bottom > edge.bottom + 3)) return true;
+        }
+    }
     if (!here.matches('select')) return false;
     const pen = document.createElement('canvas').getContext('2d');
     pen.font = style.font;
@@ -471,7 +481,7 @@ def test_a_finger_on_a_phone(chromium, address):
         assert watch.page.evaluate('[innerWidth, document.documentElement.scrollWidth]') == [390, 390]
         small = watch.page.evaluate('''() => [...document.querySelectorAll('.itf-explorer :is(button, select, summary, .noUi-handle)')].filter(here => {
             const box = here.getBoundingClientRect();
-            return box.height && !here.matches('.itf-copy-button') && Math.max(box.width, box.height) < 24; }).map(here => here.className)''')
+            return box.height && Math.min(box.width, box.height) < 22; }).map(here => here.className)''')
         assert not small, small
         before, stage = watch.source(), watch.page.locator('.itf-stage').bounding_box()
         touch = watch.context.new_cdp_session(watch.page)
@@ -519,8 +529,15 @@ def test_the_same_cell_in_jupyterlab(chromium, tmp_path):
         watch.page.locator('.itf-factor .noUi-handle').focus()
         watch.page.keyboard.press('ArrowLeft')
         watch.changed(first)
-        ARTEFACTS.mkdir(parents=True, exist_ok=True)
-        watch.page.screenshot(path=ARTEFACTS / 'jupyterlab.png')
+        watch.looks('jupyterlab')
+        watch.page.wait_for_function("document.querySelector('img.itf-posterior').naturalWidth > 100", timeout=60_000)
+        for theme, dark in (('JupyterLab Light', False), ('JupyterLab Dark', True)):
+            watch.page.evaluate("theme => window.jupyterapp.commands.execute('apputils:change-theme', {theme})", theme)
+            watch.page.wait_for_function("dark => document.body.dataset.jpThemeLight === String(!dark)", arg=dark, timeout=20_000)
+            for place in ('.itf-card-view', '.itf-plot'):
+                assert (brightness_of(watch, place) < 90) == dark, 'the theme decides, not the system'
+            assert not watch.page.evaluate(FAINT), theme
+        watch.looks('jupyterlab-dark')
         assert not watch.outside, watch.outside
     finally:
         watch.context.close()

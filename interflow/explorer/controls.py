@@ -83,6 +83,7 @@ HELP = {
     'picture': 'Download the generated image, PNG.',
     'strip': 'Download the path at five factors, the truth above it, PNG.',
     'settings': 'Download the lines below, text.',
+    'copy': 'Copy the lines below to the clipboard.',
     'command': 'What to type for such pictures of the whole photograph.',
 }
 
@@ -174,7 +175,7 @@ class Controls(PictureControls):
         self.zoom = _slider(ui, 'Zoom', 1, 16, 1, .05)
         self.x, self.y = _slider(ui, '→', 0, 1, .5, .005), _slider(ui, '↓', 0, 1, .5, .005)
         self.picture, self.strip = button('Picture'), button('Strip')
-        self.settings = button('Command')
+        self.settings = button('Lines')
         self.wire = ui.Text(continuous_update=True)      # what the page's script says
         self._name(ui)
         self.held = False       # while several are set as one change

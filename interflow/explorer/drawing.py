@@ -54,7 +54,7 @@ def spectrum_chart(
     true: Tensor,       # (N, 3, H, W), independent true shots
 ) -> Image.Image:
     "The noise of a path's draws and of true shots over frequency."
-    x = Axis('cycles a pixel', 0, .5, (0, .1, .2, .3, .4, .5))
+    x = Axis('cycles per pixel', 0, .5, (0, .1, .2, .3, .4, .5))
     y = Axis('power, grey levels²', .01, 1e4, (.01, 1, 100), log=True)
     found = [(name, *deviation_spectrum(images, 24)) for name, images in
              (('true', true), (path, made))]

@@ -67,8 +67,7 @@ TITLE = ('<h1>interflow explorer</h1><p>A photograph as a shorter lens would sho
 KEYS = ''.join(f'<div><kbd>{key}</kbd> {what}</div>' for key, what in (
     ('drag', 'line'), ('wheel', 'zoom'), ('0', 'whole'), ('arrows', 'move'),
     ('space', 'swipe'), ('d', 'draw again')))
-COPY = ('<button type="button" class="itf-copy-button" title="Copy these lines">'
-        'Copy</button>')
+COPY = '<button type="button" class="itf-copy-button">Copy</button>'
 BLANK = png(Image.new('RGB', (1, 1), '#8a94a1'))      # what a pane shows before its first picture
 
 # %% ../../nbs/5_seeing/10_explorer.screen.ipynb #01fc7f34
@@ -145,8 +144,8 @@ def _side(ui: ModuleType, c: Controls, screen: Any) -> Any:
     photo = {'scene': 'Scene', 'upload': 'Upload', 'size': 'Part', 'across': '→', 'down': '↓',
              'camera': 'Camera'}
     view = {'before': 'Left', 'swipe': 'Swipe', 'zoom': 'Zoom', 'x': '→', 'y': '↓'}
-    export = {'picture': 'Picture', 'strip': 'Strip', 'settings': 'Command',
-              'command': 'Lines'}
+    export = {'picture': 'Picture', 'strip': 'Strip', 'settings': 'Lines', 'copy': 'Copy',
+              'command': 'Below'}
     return _box(
         ui, 'side', _card(ui, 'title', ui.HTML(TITLE), screen.bar),
         _card(ui, 'examples', screen.examples),
@@ -158,8 +157,9 @@ def _side(ui: ModuleType, c: Controls, screen: Any) -> Any:
               c.camera, f['camera']),
         _card(ui, 'view', about(ui, 'View', view), c.before, c.swipe, c.zoom,
               _box(ui, 'pan', c.x, c.y)),
-        _card(ui, 'export', about(ui, 'Take away', export), row(c.picture, c.strip, c.settings),
-              screen.download, _box(ui, 'lines', screen.command, screen.copy), c.wire), kind='VBox')
+        _card(ui, 'export', about(ui, 'Take away', export),
+              row(c.picture, c.strip, c.settings, screen.copy), screen.download,
+              screen.command, c.wire), kind='VBox')
 
 # %% ../../nbs/5_seeing/10_explorer.screen.ipynb #e86d04de
 def _main(ui: ModuleType, screen: Any) -> Any:
