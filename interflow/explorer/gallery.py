@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MAX_BYTES', 'MAX_PIXELS', 'MIN_SIDE', 'KINDS', 'EXAMPLES', 'short', 'check_bytes', 'decode_upload', 'Part', 'cut_out',
-           'Example', 'thumbnail', 'files_to_show', 'Gallery']
+           'Example', 'thumbnail', 'files_to_show', 'Album', 'Gallery']
 
 # %% ../../nbs/5_seeing/03_explorer.gallery.ipynb #ba2be319
 import itertools
@@ -154,22 +154,20 @@ def files_to_show() -> dict[str, Path]:      # name -> path
                              'call it in a folder that holds some') from None
 
 # %% ../../nbs/5_seeing/03_explorer.gallery.ipynb #e9aef7a0
-class Gallery:
-    """Photographs by name, and the simulated camera's shots of their parts.
+class Album:
+    """Photographs by name.
 
     `files` name -> path; `uploads` name -> pixels (H, W, 3), at most four.
     For one thread at a time.
     """
     pixels: Callable[..., np.ndarray]   # (name) -> (H, W, 3) uint8; `InterflowError` for no such
     small: Callable[[str], bytes]       # (name) -> the whole photograph as a small JPEG file
-    shot: Callable[..., Tensor]         # (part, factor, number=0) -> (3, h, w); draws by number
 
     def __init__(self) -> None:
         self.files = files_to_show()
         self.uploads: dict[str, np.ndarray] = {}
         self.sent: dict[str, str] = {}      # name of an upload -> of its file, as it came
-        self.pixels, self.shot = lru_cache(4)(self._pixels), lru_cache(96)(self._shot)
-        self.small = lru_cache(4)(self._small)
+        self.pixels, self.small = lru_cache(4)(self._pixels), lru_cache(4)(self._small)
 
     def add(self, name: str, data: bytes) -> str:
         "Keep the `data` of an upload; returns its name. Raises as `decode_upload` does."
@@ -199,6 +197,15 @@ class Gallery:
         return {example: thumbnail(to_pixels(cut_out(self._pixels(example.part.name),
                                                      example.part)), 112)
                 for example in EXAMPLES if example.part.name in self.files}
+
+# %% ../../nbs/5_seeing/03_explorer.gallery.ipynb #c8396373
+class Gallery(Album):
+    "An album, and the simulated camera's shots of its photographs' parts."
+    shot: Callable[..., Tensor]         # (part, factor, number=0) -> (3, h, w); draws by number
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shot = lru_cache(96)(self._shot)
 
     def cut(self, part: Part) -> Tensor:
         "The photograph's pixels in `part`, (3, h, w) in [0, 1]."
