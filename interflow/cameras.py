@@ -151,8 +151,8 @@ def find_camera(
 ) -> Camera:
     "Raises `InterflowError` where there is neither, and for an ISO that was not measured."
     presets = {**CAMERAS, **MEASURED}
-    if text in presets:
-        camera = presets[text]
+    if text.lower() in presets:
+        camera = presets[text.lower()]
     elif text.endswith('.toml') or Path(text).is_file():
         camera = read_camera(text)
     else:

@@ -77,8 +77,8 @@ def load(
     `InterflowError` where there is none, which lists what was looked for.
     """
     name, _, file = str(place).partition(':')
-    if file and name in ('flow', *VARIANTS):
-        return load_file(file, name)
+    if file and name.lower() in ('flow', *VARIANTS):
+        return load_file(file, name.lower())
     if Path(place).is_dir() or str(place).startswith(SHIPPED):
         return load_folder(place)
     if Path(place).is_file():

@@ -115,6 +115,9 @@ def test_choices_are_listed_and_taken_in_any_case(place, monkeypatch, capsys):
     assert say(monkeypatch, capsys, 'generate flow photos made --path SAMPLE --format WebP --check None --factors 3 --processes 1 --device Cpu')[0] == 0
     assert say(monkeypatch, capsys, 'upscale network photos large --format JPG --device cpu')[0] == 0
     assert say(monkeypatch, capsys, 'evaluate network pairs --measures PSNR_RGB --device cpu')[0] == 0
+    assert say(monkeypatch, capsys, 'camera Canon')[0] == 0
+    code, lines = say(monkeypatch, capsys, 'upscale RCAN:nowhere.pth photos out --device cpu')
+    assert code == 2 and lines[0].startswith('interflow: nowhere.pth: no such file'), lines
 
 
 MISTYPED = {'a command': ('trian pairs out', "'train'"), 'an option': ('train pairs out --stpes 3', '--steps'), 'a choice': ('train pairs out --preset huge', "'tiny'"),

@@ -211,7 +211,9 @@ def open_network(
 ) -> nn.Module:
     "A network from what a user writes: one of ours, or published weights by name and file."
     name, colon, file = str(place).partition(':')
-    return from_published(name, file) if colon and name in VARIANTS else load_network(place)
+    if colon and name.lower() in VARIANTS:
+        return from_published(name.lower(), file)
+    return load_network(place)
 
 # %% ../../nbs/4_super_resolution/12_sr.networks.ipynb #138390e2
 def shrink(
