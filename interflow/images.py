@@ -243,10 +243,12 @@ def photographs(split: str = 'train') -> list[Path]:
     return list_images(data_folder() / 'photos' / split)
 
 # %% ../nbs/1_photographs/02_images.ipynb #61e207c3
-def _mirror_indices(size, extra, device):
+def _mirror_indices(size, multiple, device):
     "0, 1, ..., size-1, size-1, size-2, ...: works for any size, even one pixel."
     period = torch.cat([torch.arange(size), torch.arange(size).flip(0)]).to(device)
-    return period[torch.arange(size + extra, device=device) % (2 * size)]
+    # written so that an exported graph, which knows no sizes, sees a multiple and can compute it
+    full = multiple * ((size + multiple - 1) // multiple)
+    return period[torch.arange(full, device=device) % torch.full((), 2 * size, device=device)]
 
 
 def pad_to_multiple(
@@ -258,8 +260,8 @@ def pad_to_multiple(
     Crop back with `[..., :H, :W]`.
     """
     height, width = image.shape[-2:]
-    rows = _mirror_indices(height, -height % multiple, image.device)
-    columns = _mirror_indices(width, -width % multiple, image.device)
+    rows = _mirror_indices(height, multiple, image.device)
+    columns = _mirror_indices(width, multiple, image.device)
     return image[..., rows, :][..., columns], (height, width)
 
 # %% ../nbs/1_photographs/02_images.ipynb #d100ca6c

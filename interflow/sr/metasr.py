@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from ..core import InterflowError
 from .encoders import EncoderConfig, published_config, published_name, unused
-from .liif import EDGE, AnySize, Encoded, look_up, nearest
+from .liif import EDGE, AnySize, Encoded, cells_of, look_up, nearest
 from .parts import load_published
 
 # %% ../../nbs/4_super_resolution/11_sr.metasr.ipynb #26b56212
@@ -77,7 +77,7 @@ class MetaSR(AnySize):
     def colours(self, encoded: Encoded, coord: Tensor, cell: Tensor) -> Tensor:
         "Colours at `coord` for pixels of `cell`, without the global residual: (B, N, 3)."
         table = encoded.table
-        size = coord.new_tensor(table.shape[1:3])
+        size = cells_of(table, coord)
         corner = coord - cell / 2
         index, centre = nearest(corner + EDGE, size)
         place = torch.cat([(corner - centre) * size / 2 + .5, cell[..., :1] * size[0] / 2], -1)

@@ -81,12 +81,13 @@ def sparse_attention(
 def _sorted(codes: Tensor) -> Tensor:
     "Positions in the order of their codes, equal ones in their own order on any device: (..., L)."
     length = codes.shape[-1]
-    return (codes * length + torch.arange(length, device=codes.device)).sort(-1).values % length
+    numbered = codes * length + torch.arange(length, device=codes.device)
+    return numbered.sort(-1).values % codes.new_full((), length)
 
 
 def _rows(vectors: Tensor, index: Tensor) -> Tensor:
     "`vectors` (B, L, C) at positions `index` (B, ...) -> (B, ..., C)."
-    first = torch.arange(len(vectors), device=index.device) * vectors.shape[1]
+    first = torch.arange(vectors.shape[0], device=index.device) * vectors.shape[1]
     flat = (index.flatten(1) + first[:, None]).flatten()
     return vectors.flatten(0, 1).index_select(0, flat).unflatten(0, index.shape)
 

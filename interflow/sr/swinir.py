@@ -148,10 +148,10 @@ def reflect_to_multiple(
     """
     for axis in (-2, -1):
         size = image.shape[axis]
-        if size % multiple:
-            count = torch.arange(size + -size % multiple, device=image.device)
-            to_and_fro = count % max(2 * size - 2, 1)
-            image = image.index_select(axis, size - 1 - (size - 1 - to_and_fro).abs())
+        full = multiple * ((size + multiple - 1) // multiple)
+        count = torch.arange(full, device=image.device)
+        to_and_fro = count % count.new_full((), max(2 * size - 2, 1))
+        image = image.index_select(axis, size - 1 - (size - 1 - to_and_fro).abs())
     return image
 
 # %% ../../nbs/4_super_resolution/08_sr.swinir.ipynb #b31f05cf

@@ -43,14 +43,18 @@ def from_windows(
     return x.roll((shift, shift), (1, 2)) if shift else x
 
 # %% ../../nbs/4_super_resolution/07_sr.windows.ipynb #ab673561
-@lru_cache(maxsize=16)
-def _apart(height: int, width: int, window: int, shift: int) -> np.ndarray:
+def _apart(height: int, width: int, window: int, shift: int) -> Tensor:
     "Which tokens of each window belong to different ends of the map: (windows, N, N) of bools."
-    rows, columns = np.arange(height) < shift, np.arange(width) < shift
-    region = np.roll(2 * rows[:, None] + columns, (-shift, -shift), (0, 1))
-    tiles = region.reshape(height // window, window, width // window, window).swapaxes(1, 2)
-    region = tiles.reshape(-1, window * window)
+    rows, columns = torch.arange(height) < shift, torch.arange(width) < shift
+    region = (2 * rows[:, None] + columns)[None, :, :, None]
+    region = to_windows(region, window, shift)[..., 0]
     return region[:, :, None] != region[:, None, :]
+
+
+@lru_cache(maxsize=16)
+def _kept(*sizes: int) -> np.ndarray:
+    "`_apart` of each size, as numbers that no mode of PyTorch owns."
+    return _apart(*sizes).numpy()
 
 
 def window_mask(
@@ -64,7 +68,10 @@ def window_mask(
 
     The pattern is kept for each size.
     """
-    apart = torch.from_numpy(_apart(height, width, window, shift)).to(like.device)
+    sizes = height, width, window, shift
+    # a graph with sizes that it does not know yet computes it
+    apart = _apart(*sizes) if torch.compiler.is_exporting() else torch.from_numpy(_kept(*sizes))
+    apart = apart.to(like.device)
     return like.new_zeros(apart.shape).masked_fill(apart, -torch.inf)[:, None]
 
 # %% ../../nbs/4_super_resolution/07_sr.windows.ipynb #e452a54c
@@ -123,6 +130,6 @@ class WindowAttention(nn.Module):
         bias = self.bias()[None]
         if mask is not None:      # the same for each image of the batch
             bias = bias + mask
-            bias = bias.expand(count // len(mask), *bias.shape).flatten(0, 1)
+            bias = bias.expand(count // mask.shape[0], *bias.shape).flatten(0, 1)
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
         return self.out(out.transpose(1, 2).reshape(count, size, channels))
