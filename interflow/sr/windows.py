@@ -43,7 +43,7 @@ def from_windows(
     return x.roll((shift, shift), (1, 2)) if shift else x
 
 # %% ../../nbs/4_super_resolution/07_sr.windows.ipynb #ab673561
-def _apart(height: int, width: int, window: int, shift: int) -> Tensor:
+def _ends(height: int, width: int, window: int, shift: int) -> Tensor:
     "Which tokens of each window belong to different ends of the map: (windows, N, N) of bools."
     rows, columns = torch.arange(height) < shift, torch.arange(width) < shift
     region = (2 * rows[:, None] + columns)[None, :, :, None]
@@ -52,9 +52,9 @@ def _apart(height: int, width: int, window: int, shift: int) -> Tensor:
 
 
 @lru_cache(maxsize=16)
-def _kept(*sizes: int) -> np.ndarray:
-    "`_apart` of each size, as numbers that no mode of PyTorch owns."
-    return _apart(*sizes).numpy()
+def _apart(*sizes: int) -> np.ndarray:
+    "`_ends` of each size, as numbers that no mode of PyTorch owns."
+    return _ends(*sizes).numpy()
 
 
 def window_mask(
@@ -70,7 +70,7 @@ def window_mask(
     """
     sizes = height, width, window, shift
     # a graph with sizes that it does not know yet computes it
-    apart = _apart(*sizes) if torch.compiler.is_exporting() else torch.from_numpy(_kept(*sizes))
+    apart = _ends(*sizes) if torch.compiler.is_exporting() else torch.from_numpy(_apart(*sizes))
     apart = apart.to(like.device)
     return like.new_zeros(apart.shape).masked_fill(apart, -torch.inf)[:, None]
 
