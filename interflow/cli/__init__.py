@@ -26,6 +26,7 @@ from .check import check_command as check_command
 from .evaluate import Measures as Measures
 from .evaluate import draw_crops as draw_crops
 from .evaluate import evaluate_command as evaluate_command
+from .export import export_command as export_command
 from .flow import FlowPreset as FlowPreset
 from .flow import train as train
 from .importing import import_command as import_command
@@ -42,7 +43,6 @@ from .sr import Preset as Preset
 from .sr import Tile as Tile
 from .sr import sr_sources as sr_sources
 from .sr import train_sr_command as train_sr_command
-from .use import export_command as export_command
 from .use import upscale_command as upscale_command
 
 # %% ../../nbs/6_using/30_cli.ipynb #7281165b

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['Run', 'Maker', 'MAKERS', 'AGREE', 'Recipe', 'quiet', 'record', 'notes_of', 'as_pt2', 'tidy', 'as_onnx',
-           'check_endings', 'write_graph']
+           'check_endings', 'make_graph', 'write_graph', 'write_files']
 
-# %% ../../nbs/4_super_resolution/23_exporting.graphs.ipynb #a265dfd2
+# %% ../../nbs/4_super_resolution/23_exporting.graphs.ipynb #6314c037
 import json
 import logging
 import re
@@ -21,9 +21,9 @@ import torch
 from torch import Tensor, nn
 
 import interflow
-from ..core import InterflowError, whole_file
+from ..core import InterflowError, need, whole_file
 
-# %% ../../nbs/4_super_resolution/23_exporting.graphs.ipynb #a5204f81
+# %% ../../nbs/4_super_resolution/23_exporting.graphs.ipynb #65cf2fe6
 class Recipe(NamedTuple):
     "What becomes a graph."
     module: nn.Module                   # on the CPU, in evaluation mode
@@ -62,21 +62,22 @@ def record(recipe: Recipe) -> Any:
                                           dynamic_shapes=shapes)
     except (torch._dynamo.exc.UserError, ValueError) as fault:
         lines = [line.strip(' -') for line in str(fault).splitlines()]
-        reason = next((line for line in lines if 'specialized' in line or 'static' in line), lines[0])
+        reason = next((line for line in lines if 'constant' in line or 'static' in line), lines[0])
         raise InterflowError(f'export: PyTorch {torch.__version__} cannot record this module for '
-                             f'any size ({reason[:200]}); export it for one size') from None
+                             f'any size ({reason.split(". If")[0]}); export it for one '
+                             'size') from None
     for node in program.graph.nodes:
         node.meta.pop('stack_trace', None)      # names of files of this machine
     return program
 
-# %% ../../nbs/4_super_resolution/23_exporting.graphs.ipynb #be8a57d7
+# %% ../../nbs/4_super_resolution/23_exporting.graphs.ipynb #7f39383c
 def notes_of(recipe: Recipe) -> dict[str, str]:
     "What a file carries, as words; what is no word already is JSON."
     notes = {'interflow': interflow.__version__, 'smallest': recipe.smallest, **recipe.notes}
     return {name: value if isinstance(value, str) else json.dumps(value)
             for name, value in notes.items()}
 
-# %% ../../nbs/4_super_resolution/23_exporting.graphs.ipynb #8b703ca5
+# %% ../../nbs/4_super_resolution/23_exporting.graphs.ipynb #cac15c40
 Run = Callable[[dict[str, Tensor]], list[Tensor]]       # inputs by name -> outputs in order
 
 
@@ -92,14 +93,17 @@ def as_pt2(recipe: Recipe, program: Any) -> tuple[bytes, Run]:
         return [answer] if isinstance(answer, Tensor) else list(answer)
     return file.getvalue(), run
 
-# %% ../../nbs/4_super_resolution/23_exporting.graphs.ipynb #d56ad121
+# %% ../../nbs/4_super_resolution/23_exporting.graphs.ipynb #94bbf0bc
 def _cast(proto):
     "`CastLike`, which casts to the kind of another value, as `Cast` to that kind."
     import onnx  # an extra
-    graph = onnx.shape_inference.infer_shapes(proto).graph
-    kinds = {value.name: value.type.tensor_type.elem_type
-             for value in (*graph.value_info, *graph.input, *graph.output)}
-    kinds |= {value.name: value.data_type for value in graph.initializer}
+    like = {node.input[1] for node in proto.graph.node if node.op_type == 'CastLike'}
+    graph, kinds = proto.graph, {value.name: value.data_type for value in proto.graph.initializer}
+    for infer in (False, True):     # whose kinds are not all written down
+        if like - kinds.keys():
+            graph = onnx.shape_inference.infer_shapes(proto).graph if infer else graph
+            kinds |= {value.name: value.type.tensor_type.elem_type
+                      for value in (*graph.value_info, *graph.input, *graph.output)}
     for node in proto.graph.node:
         if node.op_type == 'CastLike':
             node.attribute.append(onnx.helper.make_attribute('to', kinds[node.input.pop()]))
@@ -137,18 +141,12 @@ def tidy(model: Any, recipe: Recipe) -> Any:        # of onnx_ir -> of onnx
         proto.metadata_props.add(key=name, value=value)
     return proto
 
-# %% ../../nbs/4_super_resolution/23_exporting.graphs.ipynb #88b5ccf6
+# %% ../../nbs/4_super_resolution/23_exporting.graphs.ipynb #c806ec91
 def as_onnx(recipe: Recipe, program: Any) -> tuple[bytes, Run]:
     "A file for ONNX Runtime, its notes in `metadata_props`. `InterflowError` without the extra."
-    try:
-        import onnx  # noqa: F401  # these three are not installed with the package
-        import onnxruntime
-        import onnxscript  # noqa: F401
-    except ImportError as fault:
-        raise InterflowError(f'export: the package {fault.name} is missing; '
-                             "pip install 'onnx>=1.17' 'onnxscript>=0.5' 'onnxruntime>=1.20'"
-                             ) from None
-    with quiet():
+    need('export', 'onnx', 'onnxscript', 'onnxruntime')
+    import onnxruntime  # an extra
+    with torch.no_grad(), quiet():
         graph = torch.onnx.export(program, dynamo=True, input_names=list(recipe.inputs),
                                   output_names=list(recipe.outputs), verbose=False, optimize=False)
         assert graph is not None
@@ -164,7 +162,7 @@ def as_onnx(recipe: Recipe, program: Any) -> tuple[bytes, Run]:
 Maker = Callable[[Recipe, Any], tuple[bytes, Run]]
 MAKERS: dict[str, Maker] = {'.pt2': as_pt2, '.onnx': as_onnx}       # by the file's ending
 
-# %% ../../nbs/4_super_resolution/23_exporting.graphs.ipynb #2d4f9e8e
+# %% ../../nbs/4_super_resolution/23_exporting.graphs.ipynb #edfe7ef3
 AGREE = 1e-4        # how far a graph may be from its module
 
 
@@ -178,7 +176,7 @@ def check_endings(
                              'give a file with one of these endings')
     return files
 
-
+# %% ../../nbs/4_super_resolution/23_exporting.graphs.ipynb #3ab3831e
 def _difference(recipe, run, others):
     with torch.no_grad():
         pairs = [(run(inputs), recipe.module(*inputs.values())) for inputs in others]
@@ -189,20 +187,37 @@ def _difference(recipe, run, others):
     return torch.stack(gaps).max().item()       # NaN stays NaN
 
 
+def make_graph(
+    recipe: Recipe,
+    files: Sequence[Path],                          # that `check_endings` passed
+    others: Sequence[dict[str, Tensor]],            # inputs to compare graph and module with
+) -> tuple[dict[Path, bytes], float]:               # what to write; the largest difference found
+    "The graphs of a recipe. `InterflowError` where one is not the module to `AGREE`."
+    program, made, found = record(recipe), {}, {}
+    for file in files:
+        made[file], run = MAKERS[file.suffix](recipe, program)
+        found[file] = _difference(recipe, run, others)
+        if not found[file] <= AGREE:
+            raise InterflowError(f'{file}: the graph differs from the network by '
+                                 f'{found[file]:.1e}; nothing was written. Try the other format')
+    return made, max(found.values())
+
+
 def write_graph(
     recipe: Recipe,
     paths: str | Path | Sequence[str | Path],       # .pt2 or .onnx; several share the recording
-    others: Sequence[dict[str, Tensor]],            # inputs to compare graph and module with
+    others: Sequence[dict[str, Tensor]],            # as for `make_graph`, like the errors
 ) -> float:                                         # the largest difference found
-    "Write the graphs of a recipe. `InterflowError` where one is not the module to `AGREE`."
-    files, program = check_endings(paths), record(recipe)
-    made = {file: MAKERS[file.suffix](recipe, program) for file in files}
-    found = {file: _difference(recipe, run, others) for file, (_, run) in made.items()}
-    for file, difference in found.items():
-        if not difference <= AGREE:
-            raise InterflowError(f'{file}: the graph differs from the network by '
-                                 f'{difference:.1e}; nothing was written. Try the other format')
-    for file, (data, _) in made.items():
+    "Make the graphs of a recipe and write them, each whole."
+    made, difference = make_graph(recipe, check_endings(paths), others)
+    write_files(made)
+    return difference
+
+
+def write_files(
+    made: dict[Path, bytes],
+) -> None:
+    "Write what was `made`, each file whole or not at all."
+    for file, data in made.items():
         with whole_file(file) as temporary:
             temporary.write_bytes(data)
-    return max(found.values())

@@ -219,6 +219,8 @@ def per_scene(
     *of_scenes: Tensor,          # (B, C, H, W) each, N a multiple of B
 ) -> Tensor:
     "operation(x, *of_scenes), each image with what belongs to its scene."
+    if torch.compiler.is_exporting():      # a graph has one image of each scene
+        return operation(x, *of_scenes)
     return operation(x.unflatten(0, (-1, len(of_scenes[0]))), *of_scenes).flatten(0, 1)
 
 # %% ../../nbs/2_flow/05_layers.coupling.ipynb #86f778ff

@@ -27,8 +27,8 @@ class Squeeze(Bijection):
         if x.shape[-2] % 2 or x.shape[-1] % 2:
             raise InterflowError(f'squeeze: {x.shape[-2]}x{x.shape[-1]} is not even; '
                                  'pad the image to multiples of 4 first (pad_to_multiple)')
-        return F.pixel_unshuffle(x, 2), x.new_zeros(len(x))
+        return F.pixel_unshuffle(x, 2), x.new_zeros(x.shape[0])
 
     def inverse(self, z: Tensor, cond: Any = None) -> tuple[Tensor, Tensor]:
         "Latent to data; log-det 0; `cond` is not used."
-        return F.pixel_shuffle(z, 2), z.new_zeros(len(z))
+        return F.pixel_shuffle(z, 2), z.new_zeros(z.shape[0])

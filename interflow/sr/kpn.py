@@ -26,6 +26,8 @@ def filter_pixels(
 
     Source: Mildenhall et al. 2018, for one image.
     """
+    if torch.compiler.is_exporting():       # 25 slices of unknown size take minutes to record
+        return _filtered_at_once(image, kernels)
     height, width = image.shape[-2:]
     padded = F.pad(image, (2, 2, 2, 2))
     taps = kernels.unflatten(1, (25, 3)).unbind(1)
@@ -33,6 +35,13 @@ def filter_pixels(
     for i, tap in enumerate(taps):
         out = out + tap * padded[..., i // 5:i // 5 + height, i % 5:i % 5 + width]
     return out
+
+
+def _filtered_at_once(image: Tensor, kernels: Tensor) -> Tensor:
+    "`filter_pixels` in few operations; the neighbours are gathered by kernels of a single 1."
+    single = torch.eye(25, dtype=image.dtype, device=image.device).view(25, 1, 5, 5)
+    neighbours = F.conv2d(image, single.repeat(3, 1, 1, 1), padding=2, groups=3)
+    return (neighbours.unflatten(1, (3, 25)) * kernels.unflatten(1, (25, 3)).transpose(1, 2)).sum(2)
 
 # %% ../../nbs/4_super_resolution/05_sr.kpn.ipynb #a9216905
 def halve(
