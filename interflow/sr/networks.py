@@ -205,7 +205,7 @@ def load_network(
                              'give the folder of one, such as train-sr writes')
     return KINDS[kind]()[0].from_folder(folder)
 
-
+# %% ../../nbs/4_super_resolution/12_sr.networks.ipynb #7ef38b4b
 def open_network(
     place: str | Path,      # a folder of `save_network`, or NAME:FILE, such as `rcan:rcan.pth`
 ) -> nn.Module:
