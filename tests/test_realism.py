@@ -340,7 +340,6 @@ def test_a_command_judges_photographs_pairs_and_sets(tmp_path):
         (flow, tmp_path / 'absent'),
         (flow, tmp_path / 'photos', '--draws', 1),
         (flow, tmp_path / 'photos', '--factors', '3.0', '--shots', 1),
-        (flow, tmp_path / 'photos', '--factors', '3.0', '--path', 'none'),
         (flow, tmp_path / 'pairs', '--factors', '2.5'),
     ):
         done = run(*words, '--no-classifier', '--device', 'cpu')
@@ -349,3 +348,5 @@ def test_a_command_judges_photographs_pairs_and_sets(tmp_path):
             done.output,
             done.exception,
         )
+    done = run(flow, tmp_path / 'photos', '--path', 'none', '--device', 'cpu')
+    assert done.exit_code == 2 and "'sample'" in done.output, 'the parser refuses it'

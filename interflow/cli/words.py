@@ -22,7 +22,9 @@ ORDER = ('simulate', 'camera', 'align', 'order', 'layouts', 'check', 'train', 'j
 class InOrder(typer.core.TyperGroup):
     "The commands in the order of the work, from photographs to large pictures."
 
-    def list_commands(self, ctx: Any) -> list[str]:
+    def list_commands(
+        self, ctx: Any,     # of typer
+    ) -> list[str]:
         "Names for the help; one that is not in `ORDER` comes last."
         names = super().list_commands(ctx)
         return sorted(names, key=lambda name: [*ORDER, name].index(name))
