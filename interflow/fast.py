@@ -95,16 +95,13 @@ def _fold_alike(layers):
     return type(layers[0]).fold(layers)
 
 
-def fold_level(
-    steps: Sequence[Step],
-) -> tuple[list[Mixing], Tensor, list[Net], list[Net], list[tuple[Tensor, Tensor]]]:
-    "What a level's weights alone decide: mixings, log-determinant, networks, features' kernels."
+def fold_level(steps: Sequence[Step]) -> tuple[list[Mixing], Tensor, list, list, list]:
+    "Of a level's weights alone: mixings, log-determinant, both kinds of nets, feature kernels."
     mixings, log_det = fold_mixings([step.mixings for step in steps])
     couplings, injectors = zip(*(step.pair for step in steps if step.pair))
-    features = fold_features([layer.net for layer in couplings],
-                             [layer.net for layer in injectors])
-    return (join_plain(steps, mixings), log_det, _fold_alike(couplings), _fold_alike(injectors),
-            features)
+    features = fold_features(*([layer.net for layer in one] for one in (couplings, injectors)))
+    nets, injecting = _fold_alike(couplings), _fold_alike(injectors)
+    return join_plain(steps, mixings), log_det, nets, injecting, features
 
 # %% ../nbs/2_flow/08_fast.ipynb #6158f456
 class FastForm:

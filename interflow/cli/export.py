@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ExportOptions', 'export_command']
 
-# %% ../../nbs/6_using/17_cli.export.ipynb #0be4fe33
+# %% ../../nbs/6_using/17_cli.export.ipynb #ae1cd795
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -15,7 +15,7 @@ from .options import app, examples, model_place
 from .sr import made_before, model_files
 from ..files import guard_outputs
 
-# %% ../../nbs/6_using/17_cli.export.ipynb #d89a025e
+# %% ../../nbs/6_using/17_cli.export.ipynb #e167d36a
 class ExportOptions:
     "What `export` may be told."
     Model = Annotated[Path, typer.Argument(
@@ -33,7 +33,7 @@ class ExportOptions:
     Format = Annotated[Literal['onnx', 'pt2'], typer.Option(
         case_sensitive=False, help='of the two files of a flow')]
 
-# %% ../../nbs/6_using/17_cli.export.ipynb #8e9f6de2
+# %% ../../nbs/6_using/17_cli.export.ipynb #549d981a
 @app.command('export', epilog=examples(
     'interflow export data/weights/rcan rcan.onnx --enlarge --factor 3',
     'interflow export runs/swinir swinir.pt2',

@@ -6,7 +6,7 @@
 __all__ = ['Run', 'Maker', 'MAKERS', 'AGREE', 'Recipe', 'quiet', 'record', 'notes_of', 'as_pt2', 'tidy', 'as_onnx',
            'check_endings', 'make_graph', 'write_graph', 'write_files']
 
-# %% ../../nbs/4_super_resolution/23_exporting.graphs.ipynb #6314c037
+# %% ../../nbs/4_super_resolution/23_exporting.graphs.ipynb #c99314d7
 import json
 import logging
 import re
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 import interflow
 from ..core import InterflowError, need, whole_file
 
-# %% ../../nbs/4_super_resolution/23_exporting.graphs.ipynb #65cf2fe6
+# %% ../../nbs/4_super_resolution/23_exporting.graphs.ipynb #c6d8a528
 class Recipe(NamedTuple):
     "What becomes a graph."
     module: nn.Module                   # on the CPU, in evaluation mode
@@ -33,7 +33,7 @@ class Recipe(NamedTuple):
     smallest: dict[str, int]            # what an axis is called -> the least that it may have
     notes: dict[str, Any]               # that the file carries
 
-
+# %% ../../nbs/4_super_resolution/23_exporting.graphs.ipynb #8bc8298a
 @contextmanager
 def quiet() -> Iterator[None]:
     "Without what the exporters say of their own future, and of packages that nobody misses."
@@ -70,19 +70,19 @@ def record(recipe: Recipe) -> Any:
         node.meta.pop('stack_trace', None)      # names of files of this machine
     return program
 
-# %% ../../nbs/4_super_resolution/23_exporting.graphs.ipynb #7f39383c
+# %% ../../nbs/4_super_resolution/23_exporting.graphs.ipynb #a53231e0
 def notes_of(recipe: Recipe) -> dict[str, str]:
     "What a file carries, as words; what is no word already is JSON."
     notes = {'interflow': interflow.__version__, 'smallest': recipe.smallest, **recipe.notes}
     return {name: value if isinstance(value, str) else json.dumps(value)
             for name, value in notes.items()}
 
-# %% ../../nbs/4_super_resolution/23_exporting.graphs.ipynb #cac15c40
+# %% ../../nbs/4_super_resolution/23_exporting.graphs.ipynb #24c8629c
 Run = Callable[[dict[str, Tensor]], list[Tensor]]       # inputs by name -> outputs in order
 
 
 def as_pt2(recipe: Recipe, program: Any) -> tuple[bytes, Run]:
-    "A file for `torch.export.load`, its notes in the extra file `notes.json`, and how it runs."
+    "`program` as a file for `torch.export.load`, notes in its `notes.json`, and how it runs."
     file = BytesIO()
     with quiet():
         torch.export.save(program, file, extra_files={'notes.json': json.dumps(notes_of(recipe))})
@@ -93,7 +93,7 @@ def as_pt2(recipe: Recipe, program: Any) -> tuple[bytes, Run]:
         return [answer] if isinstance(answer, Tensor) else list(answer)
     return file.getvalue(), run
 
-# %% ../../nbs/4_super_resolution/23_exporting.graphs.ipynb #94bbf0bc
+# %% ../../nbs/4_super_resolution/23_exporting.graphs.ipynb #0b513e61
 def _cast(proto):
     "`CastLike`, which casts to the kind of another value, as `Cast` to that kind."
     import onnx  # an extra
@@ -125,7 +125,7 @@ def _rename(proto, recipe):
                                        dim.dim_param)
     return proto
 
-
+# %% ../../nbs/4_super_resolution/23_exporting.graphs.ipynb #d806428c
 def tidy(model: Any, recipe: Recipe) -> Any:        # of onnx_ir -> of onnx
     "A model that ONNX Runtime loads without a warning, with names and notes."
     from onnx_ir import serde  # comes with onnxscript, an extra
@@ -141,9 +141,9 @@ def tidy(model: Any, recipe: Recipe) -> Any:        # of onnx_ir -> of onnx
         proto.metadata_props.add(key=name, value=value)
     return proto
 
-# %% ../../nbs/4_super_resolution/23_exporting.graphs.ipynb #c806ec91
+# %% ../../nbs/4_super_resolution/23_exporting.graphs.ipynb #5558eec2
 def as_onnx(recipe: Recipe, program: Any) -> tuple[bytes, Run]:
-    "A file for ONNX Runtime, its notes in `metadata_props`. `InterflowError` without the extra."
+    "`program` for ONNX Runtime, notes in `metadata_props`. `InterflowError` without the extra."
     need('export', 'onnx', 'onnxscript', 'onnxruntime')
     import onnxruntime  # an extra
     with torch.no_grad(), quiet():
@@ -162,7 +162,7 @@ def as_onnx(recipe: Recipe, program: Any) -> tuple[bytes, Run]:
 Maker = Callable[[Recipe, Any], tuple[bytes, Run]]
 MAKERS: dict[str, Maker] = {'.pt2': as_pt2, '.onnx': as_onnx}       # by the file's ending
 
-# %% ../../nbs/4_super_resolution/23_exporting.graphs.ipynb #edfe7ef3
+# %% ../../nbs/4_super_resolution/23_exporting.graphs.ipynb #dac0b23b
 AGREE = 1e-4        # how far a graph may be from its module
 
 
@@ -176,7 +176,7 @@ def check_endings(
                              'give a file with one of these endings')
     return files
 
-# %% ../../nbs/4_super_resolution/23_exporting.graphs.ipynb #3ab3831e
+# %% ../../nbs/4_super_resolution/23_exporting.graphs.ipynb #d88a499a
 def _difference(recipe, run, others):
     with torch.no_grad():
         pairs = [(run(inputs), recipe.module(*inputs.values())) for inputs in others]

@@ -15,8 +15,8 @@ from torch.nn import functional as F
 
 from ..core import InterflowError
 from .encoders import EncoderConfig, published_config, published_name, unused
-from .liif import EDGE, AnySize, Encoded, cells_of, look_up, nearest
-from .parts import load_published
+from .liif import EDGE, AnySize, Encoded, look_up, nearest
+from .parts import cells_of, load_published
 
 # %% ../../nbs/4_super_resolution/11_sr.metasr.ipynb #26b56212
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RGB_MEAN', 'MEAN_SHIFTS', 'check_lr', 'conv', 'ResidualBlock', 'ChannelAttention', 'Upsampler', 'MeanShift',
-           'pixel_centres', 'Shared', 'unit_shifts', 'macs', 'efficiency']
+           'pixel_centres', 'cells_of', 'Shared', 'unit_shifts', 'macs', 'efficiency']
 
 # %% ../../nbs/4_super_resolution/01_sr.parts.ipynb #c63854dd
 import time
@@ -137,6 +137,14 @@ def pixel_centres(
     y, x = ((2 * torch.arange(count, dtype=like.dtype, device=like.device) + 1) / count - 1
             for count in (height, width))
     return torch.stack(torch.broadcast_tensors(y[:, None], x), -1)
+
+
+def cells_of(
+    table: Tensor,      # (B, h, w, C)
+    like: Tensor,       # gives dtype and device
+) -> Tensor:            # (2,)
+    "`(h, w)` of `table` as numbers to reckon with, in a graph of unknown sizes too."
+    return torch.stack([like.new_full((), count) for count in table.shape[1:3]])
 
 # %% ../../nbs/4_super_resolution/01_sr.parts.ipynb #0e9201f7
 class Shared(Pretrained):
