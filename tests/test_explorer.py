@@ -276,6 +276,22 @@ def test_an_example_is_one_change_and_the_frame_follows_the_part(panel, studio, 
     assert 'left: 75.00%; top: 0.00%; width: 25.00%' in panel.screen.frame.value, 'the upper right corner of 768x512'
 
 
+def test_a_page_that_missed_everything_is_told_again(studio, settings, monkeypatch):
+    "What is said to a page while it is being built may be lost; it says hello until it sees the answer."
+    pytest.importorskip('ipywidgets')
+    monkeypatch.setattr('interflow.explorer.controls.flows', lambda: {'test': settings.model})
+    monkeypatch.setattr('interflow.explorer.Runner.run', lambda self, job, kept=False: None)
+    panel, sent = Explorer(studio), []
+    assert 'data-heard="0"' in panel.screen.view.value, 'there before anything is drawn'
+    monkeypatch.setattr(type(panel.screen.view), 'send_state', lambda widget, key=None: sent.append(widget))
+    for count in range(3):
+        sent.clear()
+        panel.controls.wire.value = json.dumps({'hello': 1, 'count': count})
+        assert panel.screen.view in sent and 'data-heard="1"' in panel.screen.view.value
+        assert (panel.screen.frame in sent) == (count == 0), 'the rest once'
+    panel.close()
+
+
 def test_each_control_has_its_sentence(panel):
     for name, widget in vars(panel.controls).items():
         if hasattr(widget, 'tooltip') and name != 'wire':

@@ -120,8 +120,12 @@ def _thumbnails(studio: Studio) -> str:
         for one, data in studio.starts.items()])
 
 
-def _events(studio: Studio, settings: Settings, where: str = 'model') -> Iterator[Event]:
-    "A new picture: its settings, its panes, the photograph. A fault is blamed on `where`."
+def _events(studio: Studio, settings: Settings, where: str = 'model',
+            ready: Callable[[], object] = lambda: None) -> Iterator[Event]:
+    """A new picture: its settings, its panes, the photograph. A fault is blamed on `where`.
+
+    `ready()` is called between the pictures and the charts, which take the processor for seconds.
+    """
     def job() -> Iterator[Event]:
         name = settings.part.name
         for event in panes(studio, settings):
@@ -131,6 +135,7 @@ def _events(studio: Studio, settings: Settings, where: str = 'model') -> Iterato
             if event[0] == 'difference':
                 yield 'whole', studio.small(name)
                 yield 'size', studio.pixels(name).shape[:2]
+                ready()
                 yield 'examples', _thumbnails(studio)
     return ((f'fault {where}' if name == 'fault' else name, value) for name, value in safely(job))
 
@@ -201,6 +206,7 @@ class Explorer:
         self.runner = Runner(lambda event: _show(self, event))
         _connect(self)
         adapt(self.controls)
+        look(screen)        # the page finds a view, whatever it misses while it is being built
         self.redraw()
 
     def redraw(self, where: str = 'model') -> None:
@@ -209,7 +215,13 @@ class Explorer:
             return
         settings = self.controls.chosen()
         self.command.value = typed(self.studio, settings, self.controls.factors)
-        self.runner.run(lambda: _events(self.studio, settings, where))
+        self.runner.run(lambda: _events(self.studio, settings, where, self._meet))
+
+    def _meet(self) -> None:
+        "Let the page come up before the charts are computed; where it says nothing, soon."
+        if self.runner.worker:
+            self.screen.met.wait(3)
+            self.screen.met.set()       # waited for once
 
     def close(self) -> None:
         "End the thread and take the panel away."

@@ -210,7 +210,7 @@
     }
     for (const explorer of document.querySelectorAll('.itf-explorer')) {
       const now = explorer.querySelector('.itf-view');
-      if (now && now.dataset.heard !== '1' && explorer.querySelector('.itf-wire input')) send(explorer, {hello: 1});
+      if (!(now && now.dataset.heard === '1') && explorer.querySelector('.itf-wire input')) send(explorer, {hello: 1});
     }
   }, 250);
 

@@ -63,11 +63,13 @@ def hear(screen: Screen) -> None:
     "The page is there: say everything again, the first time."
     if not screen.heard:
         screen.heard = True
+        screen.met.set()
         lines = screen.line, screen.command, screen.examples, screen.whole, screen.frame
         for widgets in (screen.images.values(), screen.captions.values(), lines):
             for widget in widgets:
                 widget.send_state('value')
-        look(screen)
+    look(screen)
+    screen.view.send_state('value')     # at each hello: the page says it until it sees this
 
 
 def start_from(screen: Screen, label: str) -> None:

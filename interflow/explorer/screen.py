@@ -8,6 +8,7 @@ __all__ = ['STYLE', 'TITLE', 'KEYS', 'COPY', 'BLANK', 'READING', 'CAPTIONED', 'P
            'look', 'locate', 'describe']
 
 # %% ../../nbs/5_seeing/10_explorer.screen.ipynb #4462d2e0
+import threading
 from html import escape
 from importlib import resources
 from types import ModuleType
@@ -197,6 +198,7 @@ class Screen:
         image = lambda kind='png': ui.Image(value=BLANK, format=kind)
         self.controls, self.number, self.heard, self.headline = controls, number, False, ''
         self.blamed = '', ''                    # where a fault stands, and what it says
+        self.met = threading.Event()            # set when the page was heard
         self.bytes: dict[str, bytes] = {}       # the files of the panes, by name
         self.view, self.line, self.download = html('style'), html('line'), html('download')
         self.bar, self.tags, self.frame = html('bar'), html('tags'), html('frame')
