@@ -137,6 +137,7 @@ def read_photograph(
     alpha = np.asarray(rgb)[..., 3] if rgb.mode == 'RGBA' else None
     if alpha is not None and alpha.min() == 255:
         alpha, how = None, ', opaque everywhere'
+    how = ', rounded to 8 bits' if kind == '16-bit RGB' else how
     plain = not kind and rgb.mode == 'RGB'
     notices = ('' if plain else f'{kind or "RGB"}{how}', words,
                'the first of several pictures in the file' if several else '')

@@ -123,9 +123,7 @@ def told_of_misuse(
 def _run():
     "Run the command; its exit code, with one line on stderr for what went wrong."
     try:
-        code = app(prog_name='interflow', standalone_mode=False) or 0
-        sys.stdout.flush()      # a full disk says so here, or at the end in Python's words
-        if code != 130:
+        if (code := app(prog_name='interflow', standalone_mode=False) or 0) != 130:
             return code
     except (KeyboardInterrupt, typer.Abort):    # typer makes the code of it, or does not
         pass
@@ -140,7 +138,7 @@ def _run():
     except (InterflowError, OSError, UnicodeEncodeError) as fault:
         logging.getLogger('interflow').debug('the error came from here', exc_info=fault)
         if isinstance(fault, OSError) and not fault.filename:
-            sys.stdout = open(os.devnull, 'w', encoding='utf-8')    # perhaps it is that
+            sys.stdout = open(os.devnull, 'w', encoding='utf-8')    # a full disk below it, perhaps
         typer.echo(f'interflow: {explain(fault)}', err=True)
         return getattr(fault, 'exit_code', 2)
     except ModuleNotFoundError as fault:    # of an extra that nobody asked for first
