@@ -27,7 +27,7 @@ from interflow.encoder import (  # twice_kernel, fold_nets below: older code fin
     recomputed,
     twice_kernel,  # noqa: F401
 )
-from .flow import ConditionalFlow, PlainForm, Step, Unfolded, arrange
+from .flow import ConditionalFlow, PlainForm, Step, Unfolded, arrange, exactly
 from .layers.actnorm import ActNorm
 from .layers.bijection import Bijection, Chain, Mixing, fold_mixings
 from interflow.layers.coupling import (
@@ -125,7 +125,7 @@ class FastForm:
         self.run = recomputed if recompute and torch.is_grad_enabled() else _at_once
         self.squeezes = [level.layers[0] for level in flow.layers]
         convolutions = level_convolutions(fine, coarse)
-        with torch.autocast(self.device, enabled=False):
+        with exactly(self.device):
             folded = folded or [fold_level(steps) for steps in levels or arrange(flow)]
         self.levels = [self._level(convolve, *level) for level, convolve
                        in zip(folded, convolutions, strict=True)]
@@ -140,7 +140,7 @@ class FastForm:
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         "`(z, log_det)`: `x` (N, 3, H, W) -> (N, 48, H/4, W/4) and (N,), nats."
         total = x.new_zeros(len(x))
-        with torch.autocast(self.device, enabled=False):
+        with exactly(self.device):
             for squeeze, (steps, log_det) in zip(self.squeezes, self.levels):
                 x = squeeze(x)[0].contiguous(memory_format=torch.channels_last)
                 total = total + x[0, 0].numel() * log_det
@@ -151,7 +151,7 @@ class FastForm:
 
     def decode(self, z: Tensor) -> Tensor:
         "`z` (N, 48, H/4, W/4) -> (N, 3, H, W)."
-        with torch.autocast(self.device, enabled=False):
+        with exactly(self.device):
             for squeeze, (steps, _) in zip(reversed(self.squeezes), reversed(self.levels)):
                 z = z.contiguous(memory_format=torch.channels_last)
                 for step in reversed(steps):
