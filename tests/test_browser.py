@@ -231,7 +231,7 @@ def exports_are_downloaded(watch, tmp_path):
         assert (tmp_path / ending).read_bytes().startswith(start)
 
 
-SIZES = {'phone': (390, 844), 'tablet': (820, 1180), 'laptop': (1280, 800), 'screen': (1920, 1080)}
+SIZES = {'phone': (390, 844), 'turned': (844, 390), 'tablet': (820, 1180), 'laptop': (1280, 800), 'screen': (1920, 1080)}
 CLIPPED = '''() => [...document.querySelectorAll('.itf-explorer *')].filter(here => {
     const box = here.getBoundingClientRect(), style = getComputedStyle(here), inside = here.closest('.itf-pane, .itf-whole, .itf-wire, svg, style, option');
     if (!box.width || !box.height || inside || style.visibility === 'hidden') return false;
@@ -279,13 +279,15 @@ def at_every_size_the_picture_is_first_and_nothing_is_cut(watch, tmp_path):
         watch.page.wait_for_function('width => innerWidth === width', arg=width)
         for scheme in ('dark', 'light'):
             watch.page.emulate_media(color_scheme=scheme)
+            watch.page.evaluate('scrollTo(0, 0)')
             watch.looks(f'{name}-{scheme}')
             assert not watch.page.evaluate(FAINT), (name, scheme, 'words that are hard to read')
             assert (brightness_of(watch, '.itf-plot') < 80) == (scheme == 'dark'), 'plots included'
         assert watch.page.evaluate('document.documentElement.scrollWidth') <= width
         assert not (clipped := watch.page.evaluate(CLIPPED)), (name, clipped)
+        watch.page.evaluate('scrollTo(0, 0)')
         box = watch.page.locator('.itf-stage').bounding_box()
-        assert box['y'] + box['height'] <= height and box['width'] > .3 * width, (name, box)
+        assert 0 <= box['y'] <= 80 and box['y'] + box['height'] <= height and box['width'] > .3 * width, (name, box)
         if name == 'phone':
             factor = watch.page.locator('.itf-factor').bounding_box()
             assert factor['y'] > box['y'] + box['height'] and factor['y'] + factor['height'] < height, 'what moves it is on the same screen'
