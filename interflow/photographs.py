@@ -207,7 +207,9 @@ def list_photographs(
     for a missing folder, one that cannot be read, and one without a photograph.
     """
     if not os.path.isdir(folder):
-        raise InterflowError(f'{folder}: no such folder; check the path')
+        file = os.path.exists(folder)
+        raise InterflowError(f'{folder}: a file, where a folder is needed; give its folder' if file
+                             else f'{folder}: no such folder; check the path')
     files = sorted(_walk(folder, without))
     for suffixes, mend in _MENDS.items():
         if named := [path for path in files if path.suffix.lower() in suffixes]:

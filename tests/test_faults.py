@@ -83,6 +83,7 @@ FAULTS = {
     'simulate, no image': (f'{SIMULATE} --strict', lambda p: p.photo.write_text('no image'), ['{photo}', 'not a readable image', 'replace']),
     'simulate, an empty folder': (SIMULATE, lambda p: empty(p.root / 'photos'), ['photos', 'no photograph', 'put']),
     'simulate, no folder': ('simulate nowhere out', None, ['nowhere', 'no such folder', 'check']),
+    'simulate, a file for a folder': ('simulate flow/config.json out', None, ['a file, where a folder is needed']),
     'simulate, a factor out of range': (f'{SIMULATE} --factors 2,5', None, ['factor 5', '[1, 4]']),
     'simulate, a factor that is none': (f'{SIMULATE} --factors two', None, ['two', 'list of numbers', 'write']),
     'simulate, an unknown camera': (f'{SIMULATE} --camera leica', None, ['leica', 'unknown', 'canon', 'nikon']),
