@@ -69,8 +69,9 @@ def window_mask(
     The pattern is kept for each size.
     """
     sizes = height, width, window, shift
-    # a graph with sizes that it does not know yet computes it
-    apart = _ends(*sizes) if torch.compiler.is_exporting() else torch.from_numpy(_apart(*sizes))
+    # a graph with sizes that it does not know yet computes it, and so does a count of operations
+    anew = torch.compiler.is_exporting() or type(like) is not Tensor
+    apart = _ends(*sizes) if anew else torch.from_numpy(_apart(*sizes))
     apart = apart.to(like.device)
     return like.new_zeros(apart.shape).masked_fill(apart, -torch.inf)[:, None]
 
