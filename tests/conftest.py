@@ -3,6 +3,7 @@ import atexit
 import json
 import os
 import shutil
+import signal
 import tempfile
 from pathlib import Path
 
@@ -11,6 +12,10 @@ import pytest
 # Set before anything imports torch. Several test processes share the cores: more threads than cores only slow each other down.
 for name, value in {'OMP_NUM_THREADS': '1', 'MPLBACKEND': 'Agg', 'HF_HUB_OFFLINE': '1'}.items():
     os.environ.setdefault(name, value)
+
+# A shell lets what it starts in the background ignore Ctrl-C, and that is inherited; the tests of Ctrl-C need it heard.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Decoded images go to a folder that ends with the session, never to the user's; xdist's workers and all subprocesses inherit it.
 if 'PYTEST_XDIST_WORKER' not in os.environ:

@@ -348,7 +348,7 @@ def test_embedding_refuses(wrong, said):
 
 
 def test_a_missing_extra_is_named(monkeypatch):
-    monkeypatch.setitem(__import__('sys').modules, 'sklearn.manifold', None)
+    monkeypatch.setitem(__import__('sys').modules, 'sklearn', None)
     with pytest.raises(InterflowError, match=r"pip install 'interflow-sr\[explorer\]'"):
         embed(clusters()[0], 'tsne')
 
