@@ -40,7 +40,7 @@ echo 'PSNR and SSIM on Y, means over seven test scenes, with 95 % intervals; dif
 for network in $networks; do
     nets=$(for data in x2x4 $made; do echo "$work/nets/$network/$data/model"; done)
     # shellcheck disable=SC2086
-    interflow evaluate $nets "$work/test" --rival "$work/nets/$network/x2x4/model" --csv "$work/$network.csv" --device cpu | sed "s#$work/nets/##g; s#/model##g" >> "$work/table.txt"
+    interflow evaluate $nets "$work/test" --rival "$work/nets/$network/x2x4/model" --measures psnr_y,ssim_y --csv "$work/$network.csv" --device cpu | sed "s#$work/nets/##g; s#/model##g" >> "$work/table.txt"
 done
 cp "$work/table.txt" "$out/sr_table.txt"
 { head -n 1 "$work/rcan.csv"; for network in $networks; do tail -n +2 "$work/$network.csv" | sed "s#$work/nets/##g; s#/model##g"; done; } > "$out/sr_table.csv"
