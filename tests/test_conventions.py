@@ -7,15 +7,10 @@ from typing import get_args
 
 import pytest
 from PIL import Image
-from scenes import write_crops
+from scenes import write_whole
 from test_faults import say
 
-from interflow.checkpoints import save_model
 from interflow.cli.words import ORDER
-from interflow.core import make_generator, photographs
-from interflow.data import simulate
-from interflow.model import InterFlow, InterFlowConfig
-from interflow.sr.networks import build, save_network
 
 MAIN = 'from interflow.cli import main; main()'
 
@@ -87,12 +82,7 @@ def test_install_completion_writes_for_the_shell(tmp_path):
 
 @pytest.fixture(scope='module')
 def whole(tmp_path_factory):
-    folder = tmp_path_factory.mktemp('conventions')
-    photos = write_crops(folder / 'photos', photographs('test')[:2], slice(200, 328), slice(300, 428))
-    simulate(photos, folder / 'pairs', (2.1, 3.75))
-    save_model(folder / 'flow/model', InterFlow(InterFlowConfig.tiny(), make_generator(0)))
-    save_network(folder / 'network/model', build('vdsr', 'tiny'))
-    return folder
+    return write_whole(tmp_path_factory.mktemp('conventions'), 'vdsr', model='model')
 
 
 @pytest.fixture

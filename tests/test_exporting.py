@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from scenes import run_command
 
 from interflow import exporting
 from interflow.checkpoints import save_model
-from interflow.cli import main
 from interflow.core import (
     InterflowError,
     make_generator,
@@ -216,13 +216,7 @@ def test_the_flow_as_two_graphs(tmp_path, monkeypatch, capfd):
 def say(monkeypatch, capsys, folder, command):
     "(exit code, output, error) of `interflow COMMAND`."
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(sys, 'argv', ['interflow', *command.split()])
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as ended:
-        main()
-        sys.exit(0)
-    said = capsys.readouterr()
-    return ended.value.code, said.out, said.err
+    return run_command(monkeypatch, capsys, command)
 
 
 def test_the_command(tmp_path, monkeypatch, capsys):

@@ -10,26 +10,18 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from scenes import write_crops
+from scenes import run_command, without_bars, write_crops, write_whole
 
 from interflow.camera import shoot
 from interflow.checkpoints import save_model
-from interflow.cli import main
 from interflow.core import InterflowError, make_generator, photographs, write_image
-from interflow.data import simulate
 from interflow.model import InterFlow, InterFlowConfig
-from interflow.sr.networks import build, save_network
 
 
 @pytest.fixture(scope='module')
 def whole(tmp_path_factory):
     "A folder with everything in order: photographs, pairs made of them, a flow and an SR network (neither trained)."
-    folder = tmp_path_factory.mktemp('whole')
-    photos = write_crops(folder / 'photos', photographs('test')[:2], slice(200, 272), slice(300, 380))
-    simulate(photos, folder / 'pairs', (2.1, 3.75))
-    save_model(folder / 'flow', InterFlow(InterFlowConfig.tiny(), make_generator(0)))
-    save_network(folder / 'network', build('rcan', 'tiny'))
-    return folder
+    return write_whole(tmp_path_factory.mktemp('whole'), 'rcan', slice(200, 272), slice(300, 380))
 
 
 @pytest.fixture
@@ -395,12 +387,6 @@ def changes(folder, before):
 
 
 def say(monkeypatch, capsys, command):
-    "(exit code, lines on stderr) of `interflow COMMAND`, without its progress bars. A line that a bar has begun does not count as one."
-    monkeypatch.setattr(sys, 'argv', ['interflow', *command.split()])
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as ended:
-        main()
-        sys.exit(0)
-    said = capsys.readouterr().err
-    lines = [line for line in said.replace('\r', '\n').splitlines() if line.strip('\x1b[A ') and '%|' not in line]
-    return ended.value.code, lines
+    "(exit code, lines on stderr) of `interflow COMMAND`, without its progress bars."
+    code, _, error = run_command(monkeypatch, capsys, command)
+    return code, without_bars(error)

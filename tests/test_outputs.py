@@ -8,13 +8,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from PIL import Image
-from scenes import write_crops
+from scenes import write_whole
 from test_faults import changes, contents, say
 
 from interflow import files
 from interflow.checkpoints import save_model
-from interflow.core import InterflowError, make_generator, photographs, whole_folder
-from interflow.data import simulate
+from interflow.core import InterflowError, make_generator, whole_folder
 from interflow.files import guard_folder, guard_outputs
 from interflow.model import InterFlow, InterFlowConfig
 from interflow.sr.networks import build, save_network
@@ -22,11 +21,7 @@ from interflow.sr.networks import build, save_network
 
 @pytest.fixture(scope='module')
 def whole(tmp_path_factory):
-    folder = tmp_path_factory.mktemp('whole')
-    photos = write_crops(folder / 'photos', photographs('test')[:2], slice(200, 328), slice(300, 428))
-    simulate(photos, folder / 'pairs', (2.1, 3.75))
-    save_model(folder / 'flow', InterFlow(InterFlowConfig.tiny(), make_generator(0)))
-    save_network(folder / 'network', build('vdsr', 'tiny'))
+    folder = write_whole(tmp_path_factory.mktemp('whole'), 'vdsr')
     (folder / 'diary').mkdir()
     (folder / 'diary/monday.txt').write_text('dear diary')
     (folder / 'thesis.txt').write_text('dear reader')

@@ -1,13 +1,12 @@
 """Networks in use: your own pictures, files for other programs, the command line; clear faults."""
 import io
-import sys
 
 import pytest
 import torch
 from PIL import Image
+from scenes import run_command, without_bars
 
 from interflow.checkpoints import save_model
-from interflow.cli import main
 from interflow.core import make_generator, read_image, to_pixels, write_image
 from interflow.data import simulate
 from interflow.model import InterFlow, InterFlowConfig
@@ -70,14 +69,8 @@ def place(tmp_path_factory):
 def say(monkeypatch, capsys, folder, command):
     "(exit code, output, error lines without progress bars) of `interflow COMMAND`."
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(sys, 'argv', ['interflow', *command.split()])
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as ended:
-        main()
-        sys.exit(0)
-    said = capsys.readouterr()
-    return ended.value.code, said.out, [line for line in said.err.replace('\r', '\n').splitlines()
-                                        if line.strip('\x1b[A ') and '%|' not in line]
+    code, said, error = run_command(monkeypatch, capsys, command)
+    return code, said, without_bars(error)
 
 
 def test_train_evaluate_upscale_export(place, monkeypatch, capsys):
