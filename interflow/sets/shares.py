@@ -10,6 +10,7 @@ __all__ = ['EACH', 'make_in_processes', 'units', 'runs_again', 'make_scene', 'as
 import glob
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from copy import copy
 from dataclasses import replace
 from pathlib import Path
@@ -201,8 +202,8 @@ def run_share(
     work: Work,
     share: Share = WHOLE,
     alive: Callable[[], bool] = lambda: True,       # asked between scenes; False stops
-    tick: Callable[[], object] | None = None,       # told after each scene; None: shows progress
-    dots: Dots | None = None,           # counts tiles; None: a bar
+    tick: Callable[[], object] | None = None,       # told after each scene, in place of a bar
+    dots: Dots | None = None,           # count the tiles in place of a bar
 ) -> None:
     "Make one share of a set; `join` says what there is then."
     config, device, out = work.config, pick_device(work.device), Path(work.out)
@@ -211,9 +212,10 @@ def run_share(
     known = needed_factors(work.model, work.scenes, config)
     model = None if work.model is None else narrow(work.model.to(device).eval(), config)
     dealt = units(config, len(names), share)
-    bar = progress(total=_all_tiles(work, share), description=f'generate ({config.path})',
-                   unit='tile', shown=tick is None)
-    with one_thread(device), bar, context.recorder.file:
+    counter = nullcontext(dots) if dots else progress(
+        total=_all_tiles(work, share), description=f'generate ({config.path})', unit='tile',
+        shown=tick is None)
+    with one_thread(device), counter as bar, context.recorder.file:
         for number, unit in dealt.items():
             plans = {i: plan(config, names, i) for i in unit}
             jobs = [job for of_scene in plans.values() for job in of_scene]
@@ -221,13 +223,13 @@ def run_share(
                 context = _of_shard(context, number)
                 if (out / shard_name(number)).exists():
                     clean(context.kept, jobs)
-                    (dots or bar).update(sum(tiles_of(work, i, len(plans[i])) for i in unit))
+                    bar.update(sum(tiles_of(work, i, len(plans[i])) for i in unit))
                     continue
             with Pool() as pool:
                 for i in unit:
                     if not alive():
                         return
-                    with counted(dots or bar, tiles_of(work, i, len(plans[i]))):
+                    with counted(bar, tiles_of(work, i, len(plans[i]))):
                         make_scene(model, work.scenes[i], plans[i], context,
                                    known(work.scenes[i]), work.statistics, pool,
                                    runs_again(config, i))
@@ -240,7 +242,7 @@ def run_share(
 def _make(work, share):
     "One job of several."
     check_seen(Path(work.out))
-    run_share(work, share, tick=lambda: None, dots=Dots(work.out, *share))
+    run_share(work, share, dots=Dots(work.out, *share))
 
 
 def _anywhere(work):
