@@ -129,6 +129,8 @@ def from_published(
     state = (unwrap(state, 'published weights') if isinstance(state, dict)
              else read_published(state))
     count = sum(re.fullmatch(r'mean_shift_\d+', name) is not None for name in state)
+    if not count:       # of something else: the names say so
+        _translate(state, InterFlow(InterFlowConfig.paper()).state_dict(), 2)
     labels = labels or {2: (2, 4), 3: (2, 3, 4)}.get(count)
     if labels is None or len(labels) != count:
         raise InterflowError(f'published weights: {count} factors found for labels {labels}; '

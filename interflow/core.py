@@ -83,7 +83,7 @@ def pick_device(name: str | torch.device = 'auto') -> torch.device:
 
     Raises `InterflowError` for one that is not here.
     """
-    if str(name) == 'auto':
+    if (name := str(name).lower()) == 'auto':
         return torch.device(next(kind for kind in ('cuda', 'mps', 'cpu') if _count(kind)))
     try:
         device = torch.device(name)

@@ -55,7 +55,8 @@ def explain(
 ) -> str:
     "What went wrong as one line: the file, the cause, the fix."
     if isinstance(fault, UnicodeEncodeError):
-        return f'{fault.object!a}: a name that is no UTF-8; rename the file'
+        near = fault.object[max(0, fault.start - 60):fault.end + 20]    # it may be a whole page
+        return f'{near!a}: a name that is no UTF-8; rename the file'
     if not isinstance(fault, OSError):
         return str(fault)
     name = name or str(fault.filename2 or fault.filename or 'the system')
@@ -160,8 +161,9 @@ def write_csv(
     path: str | Path,     # of the file
     rows: list[dict],     # with the same keys, at least one
 ) -> None:
-    "Write rows as CSV, whole or not at all."
-    with whole_file(path) as temporary, open(temporary, 'w', newline='', encoding='utf-8') as file:
+    "Write rows as CSV, whole or not at all; bytes of a name that are no UTF-8 as \\udcff."
+    with whole_file(path) as temporary, open(
+            temporary, 'w', newline='', encoding='utf-8', errors='backslashreplace') as file:
         writer = csv.DictWriter(file, list(rows[0]), lineterminator='\n')
         writer.writeheader()
         writer.writerows(rows)

@@ -200,4 +200,7 @@ def estimate_factor(
     cond = model.condition(hr)
     z, _ = model.encode(lr + bits, cond)
     densities = log_densities(model.prior, z, grid, beyond > 0, cond.moments)
+    if not torch.isfinite(densities.amax(1)).all():
+        raise InterflowError('model: its densities are no numbers, as those of a training that '
+                             'diverged; train again with a lower learning rate')
     return summarise_posterior(densities, grid, temperature, level)

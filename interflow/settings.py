@@ -68,7 +68,8 @@ def write_toml(
             elif value is not None:
                 lines.append(f'{key} = {_text(value)}')
     with whole_file(path) as temporary:
-        temporary.write_text('\n'.join(lines) + '\n', encoding='utf-8')
+        # TOML has no way to write a name that is no UTF-8: it gets a question mark
+        temporary.write_text('\n'.join(lines) + '\n', encoding='utf-8', errors='replace')
 
 # %% ../nbs/1_photographs/39_settings.ipynb #4f8b4e70
 def nearest(

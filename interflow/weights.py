@@ -121,8 +121,8 @@ def load_weights(
     except FileNotFoundError:
         raise InterflowError(f'{path}: no such file; give the folder of a saved model') from None
     except (SafetensorError, OSError) as fault:
-        raise InterflowError(f'{path}: not readable as safetensors ({str(fault)[:80]}); '
-                             'copy it again') from None
+        raise InterflowError(f'{path}: not readable as safetensors ({str(fault)[-80:]}); '
+                             'copy it to another place') from None
     if wrong := _misfits(state, module.state_dict()):
         raise InterflowError(f'{path}: {len(wrong)} weights do not fit, the first is {wrong[0]}; '
                              'the weights are of another preset than config.json says')
@@ -158,7 +158,7 @@ def card_of(module: Any) -> str:
     count = sum(p.numel() for p in module.parameters())
     text = card_text(type(module).__name__, module.purpose, count, asdict(module.config),
                      module.run)
-    return f'---\n{CARD}\n---\n\n{text}'
+    return f'---\n{CARD}\n---\n\n{text}'.encode('utf-8', 'backslashreplace').decode()
 
 
 def share(module: Any, folder: Path) -> None:
@@ -213,9 +213,9 @@ class Pretrained:
         return ModelHubMixin.push_to_hub(cast(Any, self), repo_id, **hub)
 
 # %% ../nbs/2_flow/00_weights.ipynb #6f7e01a7
-_WRAPPINGS = ('state_dict', 'model_state_dict', 'params_ema', 'params', 'model', 'sd',
-              'generator', 'net_g')
-_BEFORE_NAMES = re.compile(r'(module|_orig_mod|model|net|net_g|generator)\.')
+_WRAPPINGS = ('state_dict model_state_dict params_ema params-ema ema model_ema g_ema params model '
+              'sd generator net_g netG G net network module weights state').split()
+_BEFORE_NAMES = re.compile(r'(module|_orig_mod|model|network|net|net_g|netG|generator|G)\.')
 
 
 def unwrap(state: Any, place: str | Path) -> dict[str, Tensor]:

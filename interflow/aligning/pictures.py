@@ -105,7 +105,7 @@ def draw_alignment(
                   'after, a corner', 'LR - HR, three times')
         for axis, shown, title in zip(row, _parts(hr, lr, found, alignment.box), titles):
             axis.imshow(shown, cmap='gray', vmin=0, vmax=1, interpolation='nearest')
-            axis.set_title(title, fontsize=9, parse_math=False)     # names of files
+            axis.set_title(pages.printable(title), fontsize=9, parse_math=False)
             axis.axis('off')
         draw_tiles(row[4], hr, lr, found, alignment.box)
     return figure

@@ -18,7 +18,7 @@ from .files import LEVELS, TOLERANCE, Finding, in_order
 from .scenes import SceneFacts, rows_of
 from .shift import WINDOW, choose_window
 from ..core import InterflowError, read_pixels, whole_file, write_csv, write_json
-from ..pages import Page, Picture, listing, literal, table, write_page
+from ..pages import Page, Picture, listing, literal, printable, table, write_page
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -206,12 +206,12 @@ def _draw_finding(cell, finding):
     window = _window(files[-1]) if files else (0, 0, CELL, CELL)
     for axis, file in zip(axes, files):
         _draw(axis, file, finding, window)
-        axis.set_title('/'.join(Path(file).parts[-2:])[-34:], fontsize=7)
+        axis.set_title(printable('/'.join(Path(file).parts[-2:]))[-34:], fontsize=7)
     if not files:
         axes[0].axis('off')
-        axes[0].text(.5, .5, Path(finding.file).name, ha='center')
-    text = finding.text.replace(finding.other, Path(finding.other).name) if finding.other else ''
-    reason = textwrap.shorten(f'{finding.level}: {text or finding.text}', 150, placeholder=' ...')
+        axes[0].text(.5, .5, printable(Path(finding.file).name), ha='center')
+    text = finding.text.replace(finding.other or '\0', Path(finding.other).name)
+    reason = textwrap.shorten(printable(f'{finding.level}: {text}'), 150, placeholder=' ...')
     cell.supxlabel('\n'.join(textwrap.wrap(reason, 62)), fontsize=7.5,
                    color='#B22222' if finding.level == 'error' else '#333333')
 

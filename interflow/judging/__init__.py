@@ -138,7 +138,10 @@ def judge_pairs(
     for number, scene in enumerate(progress(scenes, description='judge', unit='scene')):
         for factor in [f for f in scene.lr if not factors or f in factors]:
             hr, true = (to_tensor(pixels) for pixels in read_scene(scene, (factor,)))
-            view = central_view(*hr.shape[-2:])
+            try:
+                view = central_view(*hr.shape[-2:])
+            except InterflowError as fault:
+                raise InterflowError(f'{scene.hr}: {fault}') from None
             hr, true = view.cut(hr), view.cut(true)
             generated, true = make(scene, hr, view, factor), view.crop(true)
             row, drawn = measure_pair(generated, true, view.crop(hr))

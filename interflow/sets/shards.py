@@ -84,10 +84,14 @@ def link_hr(
     target: Path,       # where the set wants it
     alone: bool = False,    # a photograph without LR images, which was read upright and in sRGB
 ) -> None:
-    "`target` as a hard link; a copy where that cannot be (another disk), or with other pixels."
+    """`target` as a hard link; a copy where that cannot be, as on another disk.
+
+    With new pixels where the file says how they are to be turned or coloured: the LR image has no
+    such tags, and both must be one picture to every reader.
+    """
     if target.exists():
         return
-    if source.suffix.lower() != target.suffix or (alone and not glance(source).stored):
+    if source.suffix.lower() != target.suffix or not glance(source).stored:
         pixels = read_photograph(source).srgb().pixels if alone else read_pixels(source)
         write_image(target, to_tensor(pixels))
     else:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..core import InterflowError
 from ..data import Scene, read_set
 from ..metrics import psnr_y
+from ..pages import printable
 from .scores import BASELINE, read_pair
 from .tiles import super_resolve
 
@@ -102,6 +103,6 @@ def plot_crops(
     for axis, image, title in zip(axes, [*images.values(), hr], titles):
         crop = image[:, rows, columns].permute(1, 2, 0)
         axis.imshow(crop.numpy(), interpolation='nearest')
-        axis.set_title(title, fontsize=9)
+        axis.set_title(printable(title), fontsize=9, parse_math=False)     # names of files
         axis.axis('off')
     return figure

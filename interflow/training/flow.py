@@ -72,6 +72,13 @@ def _probe_of(batch):
         return invertibility(model, hr.to(device), lr.to(device))
     return probe
 
+
+def _check_patch(patch):
+    "Refuse, before a folder is claimed, crops that no flow takes."
+    if patch % 4:
+        raise InterflowError(f'patch {patch}: a flow takes multiples of 4; choose '
+                             f'{max(4, patch // 4 * 4)}')
+
 # %% ../../nbs/2_flow/26_training.flow.ipynb #8d0b835a
 def train_flow(
     scenes: Sequence[Scene],                  # with LR images at all factors of the model
@@ -89,6 +96,7 @@ def train_flow(
     be others, as many. Before the first step, raises `InterflowError` for bad scenes and for an
     `init` that has other weights than the model.
     """
+    _check_patch(config.patch)
     torch.manual_seed(config.seed)      # the layers' initial weights come from torch's generator
     model = InterFlow(model_config, make_generator(config.seed, 'model'))
     if init is not None:

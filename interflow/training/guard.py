@@ -69,12 +69,18 @@ def why_lost(
         return f'{len(bad)} of the last {len(recent)} steps were bad, loss {bad[-1]["loss"]:g}'
     if module is not None and (name := broken_weight(module)):
         return f'weight {name} holds NaN or infinity'
-    if ended and config.steps >= 50:
-        losses = (row['loss'] for row in recent)
-        middle = median(loss if math.isfinite(loss) else math.inf for loss in losses)
-        if not middle <= config.max_loss:
-            return f'the loss ends at {middle:g}, above {config.max_loss:g} (max_loss)'
-    return None
+    return _why_high(guard) if ended and recent else None
+
+
+def _why_high(guard):
+    "Whether a run ends with a high loss: above `max_loss`, in a short run far above its start."
+    limit, word = guard.config.max_loss, 'max_loss'
+    losses = [row['loss'] for row in guard.history if math.isfinite(row['loss'])]
+    if guard.config.steps < 50 and losses and 1000 * abs(losses[0]) > limit:
+        limit, word = 1000 * abs(losses[0]), 'a thousand times the first'
+    middle = median(row['loss'] if math.isfinite(row['loss']) else math.inf
+                    for row in guard.recent())
+    return None if middle <= limit else f'the loss ends at {middle:g}, above {limit:g} ({word})'
 
 
 def is_good(

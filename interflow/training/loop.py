@@ -245,7 +245,8 @@ def _look(training, row, due):
         row.update(watch.probe(training.model))
     every = config.validate_every
     if watch.validate and every and ((step + 1) % every == 0 or step + 1 == config.steps):
-        image = note_validation(watch, training.model, training.out, training.record, row)
+        image = note_validation(watch, training.model, training.out, training.record, row,
+                                is_good(training.guard, training.model))
         log_image(training.accelerator, 'strip', image, step)
     log_row(training.accelerator, row, pace.speed(step), pace.data.share())
 

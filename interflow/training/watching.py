@@ -89,6 +89,7 @@ def note_validation(
     out: Path,              # the run's folder
     record: dict[str, Any],     # of the run: 'best' is kept there
     row: dict[str, Any],        # of the history: the numbers are added, as val_NAME
+    good: bool = True,          # False: the run goes badly, and this is no best model
 ) -> Tensor:                    # an image to look at
     "Validate `model`; where it is the best so far it is written as out/best."
     assert watch.validate is not None
@@ -97,7 +98,7 @@ def note_validation(
     name, value = next(iter(numbers.items()))
     best = record.get('best')
     sign = -1 if getattr(watch.validate, 'upward', False) else 1
-    if math.isfinite(value) and (best is None or sign * value < sign * best['value']):
+    if good and math.isfinite(value) and (best is None or sign * value < sign * best['value']):
         record['best'] = {'step': row['step'] + 1, 'name': name, 'value': value}
         if watch.store and writes():
             watch.store(out / 'best', model)

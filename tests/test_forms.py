@@ -1,0 +1,205 @@
+"""Faults that were met in use once, in the other forms that they can take."""
+import math
+import os
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scenes import write_whole
+from test_faults import say
+
+from interflow.checkpoints import from_published
+from interflow.core import InterflowError, make_generator, pick_device
+from interflow.files import explain, write_csv
+from interflow.latents import estimate_factor
+from interflow.model import InterFlow, InterFlowConfig
+from interflow.training.guard import Guard, why_lost
+from interflow.training.settings import TrainConfig
+from interflow.training.watching import Watch, note_validation
+from interflow.weights import unwrap
+
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory):
+    return write_whole(tmp_path_factory.mktemp('whole'), 'vdsr', slice(200, 272), slice(300, 380))
+
+
+@pytest.fixture
+def place(whole, tmp_path, monkeypatch):
+    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+# ---------------------------------------------------------------- a training that diverges
+
+def after(losses, **settings):
+    guard = Guard(TrainConfig(steps=len(losses), **settings))
+    for step, loss in enumerate(losses):
+        guard.note({'step': step, 'loss': loss, **({} if guard.accepts(step, loss) else {'skipped': True})})
+    return guard
+
+
+@pytest.mark.parametrize('losses', [[.05] + [1e16] * 29, [.05, 1e9, 1e9], [-2., 1e6, 1e6], [math.inf, .05, *[1e16] * 20]])
+def test_a_short_run_that_ends_with_a_huge_loss_is_lost(losses):
+    "Finite losses are stepped on before step 100: a run of thirty steps ended well with a loss of 1e16."
+    assert 'the loss ends at' in why_lost(after(losses, max_loss=1.), ended=True)
+
+
+@pytest.mark.parametrize('losses', [[325., 4516.], [325., 5000., 4000.], [.05, .9], [-2., 500., 600.], [2., 3.]])
+def test_a_short_run_that_only_began_is_not_lost(losses):
+    assert why_lost(after(losses, max_loss=1.), ended=True) is None
+
+
+def test_a_model_of_a_run_that_goes_badly_is_no_best_one(tmp_path):
+    "`best` was written while the losses were no numbers; `interflow upscale RUN` would have taken it."
+    stored, record = [], {}
+    watch = Watch(validate=lambda model: ({'psnr': 1.}, torch.zeros(3, 4, 4)), store=lambda folder, model: stored.append(folder))
+    row = {'step': 4}
+    note_validation(watch, torch.nn.Identity(), tmp_path, record, row, good=False)
+    assert not stored and not record and row['val_psnr'] == 1.
+    note_validation(watch, torch.nn.Identity(), tmp_path, record, row)
+    assert stored and record['best']['step'] == 5
+
+
+def test_a_lost_run_leaves_no_best_model(place, monkeypatch, capsys):
+    code, lines = say(monkeypatch, capsys, 'train-sr pairs run --network rcan --steps 30 --batch-size 1 --patch 16 --learning-rate 5 --device cpu '
+                                           '--no-check --validate pairs --validate-every 6')
+    assert code == 2 and 'the run is lost' in lines[-1]
+    assert not (place / 'run/best').exists() and not (place / 'run/model').exists()
+
+
+def test_a_flow_whose_densities_are_no_numbers_tells_no_factor():
+    torch.manual_seed(0)
+    model = InterFlow(InterFlowConfig.tiny(), make_generator(0)).requires_grad_(False).eval()
+    model.prior.means.fill_(1e30)
+    images = torch.rand(1, 3, 16, 16)
+    with pytest.raises(InterflowError, match='diverged'):
+        estimate_factor(model, images, images, 1.)
+
+
+def test_a_patch_that_no_flow_takes_claims_no_folder(place, monkeypatch, capsys):
+    code, lines = say(monkeypatch, capsys, 'train pairs run --steps 1 --batch-size 1 --patch 33 --device cpu')
+    assert code == 2 and 'patch 33' in lines[-1] and 'choose 32' in lines[-1] and not (place / 'run').exists()
+
+
+# ---------------------------------------------------------------- devices
+
+@pytest.mark.parametrize('name', ['CPU', 'Cpu', 'cpu:0', 'CPU:0', torch.device('cpu'), 'AUTO'])
+def test_a_device_is_known_in_any_letters(name):
+    assert isinstance(pick_device(name), torch.device)
+
+
+# ---------------------------------------------------------------- weights in wrappings
+
+@pytest.mark.parametrize('key', ['net', 'network', 'netG', 'G', 'ema', 'g_ema', 'module', 'weights', 'state', 'params-ema'])
+def test_more_wrappings_are_taken_off(key):
+    inside = {'module.first.weight': torch.ones(1)}
+    assert list(unwrap({key: inside, 'epoch': 3}, 'x')) == ['first.weight']
+    assert list(unwrap({'netG.first.weight': torch.ones(1)}, 'x')) == ['first.weight']
+
+
+def test_averaged_weights_come_first():
+    old, new = ({'a': torch.zeros(1)}, {'a': torch.ones(1)})
+    for name in ('params_ema', 'ema', 'g_ema', 'model_ema'):
+        assert unwrap({'params': old, 'model': old, name: new}, 'x')['a'] == 1
+
+
+def test_weights_of_something_else_are_no_question_of_labels():
+    with pytest.raises(InterflowError, match=r'missing.*unknown \(head.0.weight'):
+        from_published({'head.0.weight': torch.ones(1), 'tail.0.weight': torch.ones(1)})
+
+
+# ---------------------------------------------------------------- names that are no UTF-8
+
+STRANGE = os.fsdecode(b'caf\xe9')
+
+
+@pytest.fixture
+def strange(place):
+    "All that is read has such a name."
+    try:
+        for file in [*(place / 'pairs').rglob('*.png'), *(place / 'photos').rglob('*.png')]:
+            if file.stem == sorted((place / 'photos').iterdir())[0].stem or STRANGE in file.stem:
+                file.rename(file.with_name(f'{STRANGE}.png'))
+    except OSError:
+        pytest.skip('this disk knows UTF-8 alone')
+    return place
+
+
+COMMANDS = ['evaluate network pairs --device cpu --csv v.csv --report r.html', 'check pairs --processes 1 --out report',
+            'train-sr pairs run --network vdsr --steps 1 --batch-size 1 --patch 16 --device cpu --no-check',
+            'train pairs run --steps 1 --batch-size 1 --patch 16 --device cpu --no-check']
+
+
+@pytest.mark.parametrize('command', COMMANDS, ids=lambda command: command.split()[0])
+def test_work_is_not_lost_for_a_name_that_is_no_utf_8(strange, monkeypatch, capsys, command):
+    "The work was done, the table or the card could not be written, and the whole of it was the message."
+    code, lines = say(monkeypatch, capsys, command)
+    assert code in (0, 1), lines
+    assert 'training' not in command or (strange / 'run/model/README.md').exists()
+
+
+def test_a_folder_that_is_no_utf_8_can_be_trained_on(place, monkeypatch, capsys):
+    try:
+        (place / 'pairs').rename(place / STRANGE)
+    except OSError:
+        pytest.skip('this disk knows UTF-8 alone')
+    import sys
+    monkeypatch.setattr(sys, 'argv', ['interflow', 'train-sr', STRANGE, 'run', '--network', 'vdsr', '--steps', '1', '--batch-size', '1', '--patch', '16',
+                                      '--device', 'cpu', '--no-check'])
+    from interflow.cli import main
+    main()
+    assert (place / 'run/model').exists() and 'caf?' in (place / 'run/settings.toml').read_text()
+
+
+def test_the_message_of_a_name_that_is_no_utf_8_is_short(tmp_path):
+    write_csv(tmp_path / 'a.csv', [{'scene': STRANGE}])
+    assert (tmp_path / 'a.csv').read_bytes() == b'scene\ncaf\\udce9\n'
+    try:
+        f'{"a page " * 1000}{STRANGE}'.encode()
+    except UnicodeEncodeError as fault:
+        assert len(explain(fault)) < 200 and 'caf' in explain(fault)
+
+
+# ---------------------------------------------------------------- how the camera was held, and its colours, in pairs
+
+def tagged(path, orientation=None, profile=None):
+    tags = Image.Exif()
+    if orientation:
+        tags[274] = orientation
+    with Image.open(path) as image:
+        image.load()
+    image.save(path, exif=tags, icc_profile=profile)
+
+
+@pytest.mark.parametrize('spoil', ['turned', 'broken profile'])
+def test_a_set_made_of_pairs_agrees_with_itself(place, monkeypatch, capsys, spoil):
+    "HR was linked with its tags, LR had none: OpenCV saw 80x72 beside 72x80."
+    import cv2
+    pixels = {}
+    for file in (place / 'pairs').rglob('*.png'):
+        pixels[file.name] = np.asarray(Image.open(file)) if file.parent.name == 'HR' else pixels.get(file.name)
+        tagged(file, **({'orientation': 6} if spoil == 'turned' else {'profile': b'nothing' * 30}))
+    code, lines = say(monkeypatch, capsys, 'generate flow pairs set --factors 3 --check none --names factor --device cpu --processes 1')
+    assert code == 0, lines
+    for hr in (place / 'set/HR').iterdir():
+        assert cv2.imread(str(hr)).shape == cv2.imread(str(place / 'set/x3' / hr.name)).shape
+        with Image.open(hr) as image:
+            assert 'icc_profile' not in image.info and np.array_equal(np.asarray(image), pixels[hr.name])
+
+
+# ---------------------------------------------------------------- images beside the data
+
+@pytest.mark.parametrize('options', ['--save-images pairs/HR', '--save-images pairs/x2.1/below', '--crops pairs/HR/new.png', '--crops pairs/x2.1/new.png'])
+def test_an_evaluation_leaves_no_image_among_the_data(place, monkeypatch, capsys, options):
+    "It would be read as data the next time."
+    before = sorted(place.rglob('*'))
+    code, lines = say(monkeypatch, capsys, f'evaluate network pairs --device cpu {options}')
+    assert code == 2 and 'input folder' in lines[-1] and sorted(place.rglob('*')) == before
+
+
+def test_tables_of_an_evaluation_may_lie_beside_the_data(place, monkeypatch, capsys):
+    assert say(monkeypatch, capsys, 'evaluate network pairs --device cpu --csv pairs/values.csv')[0] == 0
