@@ -1,15 +1,21 @@
 """Graphs for other programs: they answer as network and flow do, for any size and batch, say what they are, and load in silence."""
+import ast
 import json
 import logging
+import math
+import subprocess
 import sys
 import warnings
+import zipfile
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from scenes import run_command
 
-from interflow import exporting
+from interflow import band_numpy, exporting
+from interflow.band import to_band
 from interflow.checkpoints import save_model
 from interflow.core import (
     InterflowError,
@@ -62,27 +68,68 @@ def answer(session, lr):
     return torch.as_tensor(session.run(['sr'], {'lr': lr.numpy()})[0])
 
 
+ELSEWHERE = """import sys, torch
+for file in map(str.strip, sys.stdin):
+    graph, inputs = torch.export.load(file).module(), torch.load(file + '.in')
+    torch.save([graph(lr) for lr in inputs], file + '.out')
+    print('interflow' in sys.modules, flush=True)"""
+
+
+@pytest.fixture(scope='module')
+def elsewhere():
+    "What a graph answers in a process that has never seen this package: (file, inputs) -> outputs."
+    with subprocess.Popen([sys.executable, '-c', ELSEWHERE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        def ask(file, inputs):
+            torch.save(inputs, f'{file}.in')
+            process.stdin.write(f'{file}\n')
+            process.stdin.flush()
+            assert process.stdout.readline() == 'False\n'
+            return torch.load(f'{file}.out')
+        yield ask
+        process.stdin.close()
+
+
+def sized(factor, lr):
+    return [int(factor * side + .5) for side in lr.shape[-2:]]
+
+
+def pictures(net, factor=1):
+    "Of other sizes than the example of a recording; of NLSN with the fewest buckets and all, a last chunk that is full, lacks 1, has 1."
+    least, sizes = math.ceil(smallest_of(net) / factor), [(1, 1, 12), (2, 9, 3), (1, 20, 31)]
+    if type(net).__name__ == 'NLSN':
+        sizes = [(1, 0, 0), *sizes, (1, 400 // factor, 303 // factor), *((1, 0, 4 * more // factor) for more in range(1, 10))]
+    return [image(batch, 3, least + more, least + wider, seed=more) for batch, more, wider in sizes]
+
+
 @pytest.mark.parametrize('name', VARIANTS)
-def test_networks_of_any_size(name, tmp_path, capfd):
-    net, files, notes = small(name), [tmp_path / 'net.onnx'], {'notes.json': ''}
-    files += [tmp_path / 'net.pt2'] if name in ('vdsr', 'rcan', 'liif_edsr_baseline') else []
+def test_networks_of_any_size(name, tmp_path, capfd, elsewhere):
+    net, files = small(name), [tmp_path / 'net.onnx', tmp_path / 'net.pt2']
     with warnings.catch_warnings():
         warnings.simplefilter('error')
         assert export_network(net, files, factor=2.5) <= 1e-4
         session = onnxruntime.InferenceSession(files[0])
-    graphs = [torch.export.load(file, extra_files=notes).module() for file in files[1:]]
-    least = smallest_of(net)
-    for batch, more, wider in ((1, 1, 12), (2, 9, 3), (1, 20, 31)):
-        lr = image(batch, 3, least + more, least + wider, seed=more)
+    inputs = pictures(net)
+    for lr, there in zip(inputs, elsewhere(files[1], inputs), strict=True):
         with torch.no_grad():
-            sizes = [int(2.5 * side + .5) for side in lr.shape[-2:]]
-            wanted = net(lr, size=sizes) if arbitrary(net) else net(lr)
-        for found in (answer(session, lr), *(graph(lr) for graph in graphs)):
+            wanted = net(lr, size=sized(2.5, lr)) if arbitrary(net) else net(lr)
+        for found in (answer(session, lr), there):
             assert found.shape == wanted.shape and (found - wanted).abs().max() < 1e-4
-    assert not graphs or json.loads(notes['notes.json'])['network'] == name
+    with zipfile.ZipFile(files[1]) as archive:
+        assert json.loads(archive.read(next(part for part in archive.namelist() if part.endswith('notes.json'))))['network'] == name
     assert [[*value.shape] for value in session.get_inputs()] == [['batch', 3, 'height', 'width']]
     said = capfd.readouterr()
     assert 'W:onnxruntime' not in said.err and 'warn' not in (said.err + said.out).lower()
+
+
+@pytest.mark.parametrize('name', [name for name in VARIANTS if not arbitrary(name)])
+def test_networks_that_enlarge_by_torch_alone(name, tmp_path, elsewhere):
+    net, file = small(name), tmp_path / 'net.pt2'
+    export_network(net, file, factor=2., enlarge=True)
+    inputs = pictures(net, 2)
+    for lr, there in zip(inputs, elsewhere(file, inputs), strict=True):
+        with torch.no_grad():
+            wanted = net(resize(lr, sized(2., lr)))
+        assert there.shape == wanted.shape and (there - wanted).abs().max() < 1e-4
 
 
 @pytest.mark.parametrize('factor, size', [(2., (20, 31)), (2.1, (17, 9)), (3.75, (8, 12)), (3., (5, 4)), (8., (2, 3))])
@@ -116,6 +163,12 @@ def test_one_size(tmp_path):
     assert session.get_inputs()[0].shape == [1, 3, 24, 32] and answer(session, image(1, 3, 24, 32)).shape == (1, 3, 24, 32)
 
 
+class Hiding(torch.nn.Module):
+    "Asks a question that PyTorch lets pass while it records."
+    def forward(self, lr):
+        return 2 * lr if lr.shape[2] * lr.shape[3] // 50 == 1 else lr
+
+
 class Drifting(torch.nn.Module):
     def forward(self, lr):
         return lr + torch.rand(())
@@ -126,7 +179,9 @@ def test_what_cannot_be_is_refused(tmp_path, monkeypatch):
     axes = {0: (1, 'batch'), 2: (1, 'height'), 3: (1, 'width')}
     drifting = Recipe(Drifting(), {'lr': image(2, 3, 9, 9)}, {'lr': axes}, ('sr',), {'batch': 1, 'height': 4, 'width': 4}, {})
     asking = drifting._replace(module=torch.nn.Flatten(0))
-    wrong = {'.onnx': lambda: export_network(rcan, tmp_path / 'net.pth'),
+    hiding, others = drifting._replace(module=Hiding()), [{'lr': image(1, 3, 20, 20)}]
+    wrong = {'refuses other sizes': lambda: exporting.write_graph(hiding, tmp_path / 'net.pt2', others),
+             '.onnx': lambda: export_network(rcan, tmp_path / 'net.pth'),
              'at least 4': lambda: export_network(rcan, tmp_path / 'net.pt2', 3, 64),
              'both sides': lambda: export_network(rcan, tmp_path / 'net.pt2', 24),
              'keeps the size': lambda: export_network(rcan, tmp_path / 'net.pt2', 24, 24, (48, 48)),
@@ -206,9 +261,26 @@ def test_the_flow_as_two_graphs(tmp_path, monkeypatch, capfd):
     (lr,) = decode.run(None, {'noise': noise.numpy(), 'factor': torch.tensor([3.]).numpy(), **known})
     wanted = next(generate_scene(model, hr, {}, [3.], 'sample', [make_generator(7)], band=False))
     assert (torch.as_tensor(lr)[0, :, :47, :71] - wanted).abs().max() < 1e-4, 'an LR image at x3 by ONNX Runtime alone'
+    wanted, whole = next(generate_scene(model, hr, {}, [3.], 'sample', [make_generator(7)])), band_numpy.to_band(lr[0, :, :47, :71], 3.)
+    far = [(torch.as_tensor(made) - wanted).abs().max() for made in (whole, lr[0, :, :47, :71])]
+    assert far[0] < 1e-4 < .1 < far[1], 'the image of generate by ONNX Runtime and NumPy alone'
     notes = decode.get_modelmeta().custom_metadata_map
-    assert notes['network'] == 'InterFlow' and json.loads(notes['factors']) == [2., 3., 4.] and 'band' in notes['path']
+    assert 'band_numpy.py' in notes['band'] and notes['network'] == 'InterFlow' and json.loads(notes['factors']) == [2., 3., 4.] and 'band' in notes['path']
     assert 'W:onnxruntime' not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize('factor, size', [(1.2, (40, 40)), (1.3, (300, 61)), (2.1, (129, 700)), (3.75, (530, 127)), (4., (24, 97))])
+def test_the_band_by_numpy_is_the_band(factor, size):
+    "Images of all kinds of sides: one piece and several, lines that are taken and left out, phases of their own."
+    picture = image(3, *size) - .2
+    assert abs(band_numpy.to_band(picture.numpy(), factor) - to_band(picture, factor, None).numpy()).max() < 1e-4
+
+
+def test_the_band_by_numpy_needs_numpy_alone():
+    "It may be copied beside a graph."
+    tree = ast.parse(Path(band_numpy.__file__).read_text())
+    names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    assert names == {'math', 'numpy'} and not any(isinstance(node, ast.ImportFrom) for node in ast.walk(tree))
 
 
 # ---------------------------------------------------------------- the command

@@ -44,7 +44,10 @@ def export_command(
     width: ExportOptions.Side = 0, format: ExportOptions.Format = 'onnx',
 ) -> None:
     """Write an SR network or a flow as graphs for any height, width and batch, after checking
-    that they answer as the model does. With --height and --width for that size alone."""
+    that they answer as the model does. With --height and --width for that size alone.
+
+    A flow's graphs leave the band out, the last step of generate: interflow/band_numpy.py has it
+    for NumPy, as to_band(lr, factor)."""
     from interflow.exporting.networks import export_network  # imports wait: see `cli.words`
     from interflow.files import read_json
     from interflow.sr.networks import open_network
@@ -69,4 +72,4 @@ def _export_flow(model, folder, format):
     guard_outputs(flow_files(folder, format), model_files(model), made_before)
     difference = export_flow(load_model(model), folder, format)
     typer.echo(f'{folder}: condition.{format} and decode.{format}, differ from the flow by '
-               f'{difference:.1e}')
+               f'{difference:.1e}; the band is left out, see interflow/band_numpy.py')

@@ -130,6 +130,8 @@ def _notes(model, part):
     "What the files say of themselves."
     return {'network': 'InterFlow', 'part': part, 'flow': fingerprint(model),
             'factors': list(model.prior.factors), 'path': 'sample, not brought into the band',
+            'band': 'left out; interflow/band_numpy.py, which needs NumPy alone, has it: '
+                    'to_band(lr, factor), lr cut to the size of hr and not yet clipped',
             'range': '[0, 1], lr is not clipped', 'channels': 'RGB',
             'layout': 'batch, channel, row, column',
             'size': 'hr is mirrored to multiples of 4; cut lr to the size of hr',
@@ -149,7 +151,7 @@ def export_flow(
     folder: str | Path,                         # for condition.FORMAT and decode.FORMAT
     format: Literal['onnx', 'pt2'] = 'onnx',    # ending of both
 ) -> float:                                     # the largest difference found
-    """Write a flow as two graphs for any height, width and batch.
+    """Write a flow as two graphs for any height, width and batch; the band is left out.
 
     Raises `InterflowError` for a missing package, a flow that is not folded, and graphs that do
     not agree with the flow to 1e-4; then nothing is written.

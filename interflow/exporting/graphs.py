@@ -178,8 +178,13 @@ def check_endings(
 
 # %% ../../nbs/4_super_resolution/23_exporting.graphs.ipynb #d88a499a
 def _difference(recipe, run, others):
-    with torch.no_grad():
-        pairs = [(run(inputs), recipe.module(*inputs.values())) for inputs in others]
+    try:
+        with torch.no_grad():
+            pairs = [(run(inputs), recipe.module(*inputs.values())) for inputs in others]
+    except AssertionError as fault:     # of a graph that PyTorch recorded
+        raise InterflowError(f'export: the graph refuses other sizes than its example '
+                             f'({str(fault).splitlines()[0][:80]}); export it for one '
+                             'size') from None
     gaps = [(ours - theirs).abs().max()
             for found, wanted in pairs
             for ours, theirs in zip(found, [wanted] if torch.is_tensor(wanted) else wanted,

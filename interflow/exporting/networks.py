@@ -39,8 +39,8 @@ def smallest_of(net: Any) -> int:
     kind = type(net).__name__
     if kind == 'SwinIR':        # two windows a side
         return 4 * net.config.window + 1
-    if kind == 'NLSN':          # more positions than are compared all with all
-        return 4 * math.isqrt(net.config.chunk) + 1
+    if kind == 'NLSN':          # three chunks, so more than two buckets
+        return 4 * math.isqrt(3 * net.config.chunk - 1) + 1
     return 5                    # two squares of 4x4 pixels a side
 
 
@@ -204,8 +204,8 @@ def _others(recipe):
     "Inputs to compare with: other sizes than the example, odd ones too, one picture and two."
     least, shape = recipe.smallest, recipe.inputs['lr'].shape
     shapes = [(1, *shape[1:])] if not least else [
-        (batch, 3, least['height'] + more, least['width'] + wider)
-        for batch, more, wider in ((1, 4, 1), (2, 0, 7), (1, 11, 12))]
+        (batch, 3, times * least['height'] + more, least['width'] + wider)
+        for batch, times, more, wider in ((1, 1, 4, 1), (2, 1, 0, 7), (1, 3, 11, 12))]
     generator = torch.Generator().manual_seed(1)
     return [{'lr': torch.rand(shape, generator=generator)} for shape in shapes]
 

@@ -66,9 +66,7 @@ def sparse_attention(
     "Each position collects from those sorted near it (Mei et al. 2021, section 3)."
     keys, answers, totals = unit_length(match), [], []
     for order in _sorted(codes).unbind(1):
-        length = order.shape[-1]
-        filled = torch.cat([order, order[:, length - -length % chunk:]], -1)
-        filled = filled.unflatten(-1, (-1, chunk))
+        filled = _filled(order, chunk).unflatten(-1, (-1, chunk))
         query, key, value = (_rows(vectors, filled) for vectors in (match, keys, assembly))
         answer, total = _attend_chunks(query, key, value)
         back = order.argsort(-1)
@@ -83,6 +81,14 @@ def _sorted(codes: Tensor) -> Tensor:
     length = codes.shape[-1]
     numbered = codes * length + torch.arange(length, device=codes.device)
     return numbered.sort(-1).values % codes.new_full((), length)
+
+
+def _filled(order: Tensor, chunk: int) -> Tensor:
+    "`order` (B, L), its end once more where the last chunk is not full; picked, not cut: any L."
+    length = order.shape[-1]
+    whole = (length + chunk - 1) // chunk * chunk       # ONNX rounds -length // chunk upwards
+    place = torch.arange(whole, device=order.device)
+    return order.index_select(-1, torch.where(place < length, place, place - (whole - length)))
 
 
 def _rows(vectors: Tensor, index: Tensor) -> Tensor:
@@ -137,7 +143,8 @@ class SparseAttention(nn.Module):
 
     def codes(self, match: Tensor) -> Tensor:
         "The buckets of vectors (B, L, `match`): (B, rounds, L)."
-        rotations = self.rotations[..., :bucket_count(match.shape[1], self.chunk) // 2]
+        half = bucket_count(match.shape[1], self.chunk) // 2
+        rotations = self.rotations.index_select(-1, torch.arange(half, device=match.device))
         return hash_codes(match.detach(), rotations.to(match.dtype))
 
 # %% ../../nbs/4_super_resolution/06_sr.nlsn.ipynb #00079c3e
