@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageCms, ImageOps
 
-from .core import InterflowError, Say, tell
+from .core import InterflowError, Say, need, tell
 from .files import LeftAside, explain
 from .images import SUFFIXES, mode_of, open_image, reduce_bits, stored_bits
 
@@ -45,13 +45,14 @@ def _is_srgb(profile):
 # %% ../nbs/1_photographs/11_photographs.ipynb #407a7e79
 @dataclass(frozen=True)
 class Photograph:
-    "A photograph, upright, in 8-bit RGB, and what was done to it."
-    pixels: np.ndarray                  # (H, W, 3) uint8
-    alpha: np.ndarray | None = None     # (H, W) uint8; None: opaque everywhere
+    "A photograph, upright, in RGB, and what was done to it."
+    pixels: np.ndarray                  # (H, W, 3) uint8; of `read_original` perhaps uint16
+    alpha: np.ndarray | None = None     # (H, W), the same kind; None: opaque everywhere
     profile: bytes | None = None        # ICC profile of the pixels; None: they are sRGB
     notices: tuple[str, ...] = ()       # what was changed, a few words each
     stored: bool = False                # whether the file has these very pixels, as 8-bit RGB
     grey: bool = False                  # whether the file has one channel of brightness
+    exif: bytes | None = None           # what `read_original` keeps of its tags
 
     def srgb(self) -> 'Photograph':
         "The same in sRGB, without a profile; a notice says what was changed, or could not be."
@@ -128,6 +129,8 @@ def read_photograph(
     with open_image(file, name) as image:
         kind = mode_of(image, stored_bits(image, file))
         several, tiff = _several(image), image.format == 'TIFF'     # Pillow has turned TIFF itself
+        if kind.startswith('16-bit') and image.mode[0] != 'I':
+            need('sets', 'cv2')         # Pillow has 8 bits of each colour
         shallow = reduce_bits(image, file)
         if shallow.mode not in _READ:
             raise InterflowError(f'{name}: the image is {kind}, whose black and white nothing '
@@ -203,8 +206,7 @@ def list_photographs(
 ) -> list[Path]:
     """The photographs in `folder` and its sub-folders, sorted by path; hidden files passed over.
 
-    RAW and HEIC files are named in one line, with how to convert them. Raises `InterflowError`
-    for a missing folder, one that cannot be read, and one without a photograph.
+    RAW and HEIC files are named. `InterflowError` for a folder without a photograph, or none.
     """
     if not os.path.isdir(folder):
         file = os.path.exists(folder)
@@ -259,11 +261,10 @@ class Attempts:
         for notice, count in self.told.items():
             if count > 1:
                 self.say(f'{count} photographs: {notice}')
-        aside, every = self.aside, len(self.aside) + self.done
-        if aside:
+        if aside := self.aside:
             kind, words = (LeftAside, 'files') if self.done else (InterflowError, 'files, all')
-            raise kind(f'{len(aside)} of {every} {words} left aside, such as {aside[0]}; '
-                       'the lines above say why')
+            raise kind(f'{len(aside)} of {len(aside) + self.done} {words} left aside, such as '
+                       f'{aside[0]}; the lines above say why')
 
 # %% ../nbs/1_photographs/11_photographs.ipynb #e4ce458b
 def sift(

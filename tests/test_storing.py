@@ -1,4 +1,4 @@
-"""Pictures as people have them, made larger: grey stays grey, transparency and profile stay, 16 bits come in with a notice and go out where asked for."""
+"""Pictures as people have them, made larger: grey stays grey, transparency and profile stay, in as many bits as are asked for."""
 import io
 
 import cv2
@@ -71,10 +71,8 @@ def test_whatever_one_has_becomes_larger(place, monkeypatch, capsys, name, bits)
     same = (again.pixels == again.pixels[..., :1]).all()      # Pillow has no name for grey and alpha of 16 bits
     assert again.grey == source.grey or same and kind == 'RGBA' and bits == '16'
     assert (again.alpha is None) == (source.alpha is None) and kind != 'L' or source.grey
-    plain = name in ('RGB.png',)
+    plain = name == 'RGB.png' or '16' in name       # all of their bits are read
     assert len([line for line in lines if name in line]) == (0 if plain else 1), lines
-    if '16' in name:
-        assert '16-bit' in lines[0] and ('rounded to 8 bits' in lines[0] or 'grey' in name)
     if source.alpha is not None:
         expected = np.asarray(Image.fromarray(source.alpha).resize((68, 52), Image.Resampling.BICUBIC))
         assert abs(again.alpha.astype(int) - expected).max() <= 1

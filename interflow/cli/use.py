@@ -29,9 +29,13 @@ class UseOptions:
     Format = Annotated[Literal['png', 'jpg', 'webp', 'tiff'], typer.Option(
         case_sensitive=False, help='of the files; webp: lossless; jpg: quality 95, refuses '
                                    'transparency')]
-    Bits = Annotated[Literal['8', '16'], typer.Option(
-        help='per channel; 16 for png and tiff; pictures are read in 8 bits')]
+    Bits = Annotated[Literal['8', '16'] | None, typer.Option(
+        help='per channel; png and tiff have 16  [default: as the picture, where the format can]',
+        show_default=False)]
     Suffix = Annotated[str, typer.Option(help='behind the name of each picture, such as _x3')]
+    Metadata = Annotated[bool, typer.Option(
+        '--metadata/--no-metadata', help="keep the EXIF of a picture: camera, date, place, author; "
+                                         "not previews, makers' notes and XMP")]
 
 # %% ../../nbs/6_using/10_cli.use.ipynb #4cf9337c
 @app.command('upscale', epilog=examples(
@@ -39,17 +43,18 @@ class UseOptions:
     'interflow upscale runs/swinir bee.tif large --factor 2 --format tiff --bits 16 --suffix _x2'))
 def upscale_command(
     model: UseOptions.Model, images: UseOptions.Images, out: UseOptions.Large,
-    factor: UseOptions.Factor = 3., format: UseOptions.Format = 'png', bits: UseOptions.Bits = '8',
-    suffix: UseOptions.Suffix = '', tile: Tile = 640, ensemble: Ensemble = False,
-    strict: Strict = False, device: Device = 'auto',
+    factor: UseOptions.Factor = 3., format: UseOptions.Format = 'png', bits: UseOptions.Bits = None,
+    suffix: UseOptions.Suffix = '', metadata: UseOptions.Metadata = True, tile: Tile = 640,
+    ensemble: Ensemble = False, strict: Strict = False, device: Device = 'auto',
 ) -> None:
     """Enlarge your own pictures. Networks of constant size get them enlarged bicubically first;
-    LIIF and MetaSR as they are. Profile, transparency and greyness stay."""
+    LIIF and MetaSR as they are. 16 bits, profile, EXIF, transparency and greyness stay."""
     from interflow.photographs import Attempts  # imports wait for their command: see `cli.words`
     from interflow.sr.networks import open_network
     from interflow.sr.use import upscale
     from interflow.storing import Results
-    attempts, results = Attempts(strict), Results(out, format, int(bits), suffix)
+    depth = int(bits) if bits else None
+    attempts, results = Attempts(strict), Results(out, format, depth, suffix, metadata)
     written = upscale(open_network(model), images, results, factor, tile, ensemble, device,
                       attempts)
     pictures = 'picture' if len(written) == 1 else 'pictures'

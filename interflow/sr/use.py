@@ -8,6 +8,7 @@ __all__ = ['encode_large', 'Images', 'check_factor', 'enlarge', 'upscale_image',
 # %% ../../nbs/4_super_resolution/20_sr.use.ipynb #7faf8537
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from interflow.core import (
 )
 from ..data import size_of
 from ..files import guard_outputs
+from ..originals import read_original
 from interflow.photographs import (
     Attempts,
     glance,
@@ -135,19 +137,29 @@ def _tiles_of(net, path, factor, tile, ensemble):
     return count_tiles(net, given, (height, width), tile, ensemble)
 
 
+def _fewer(picture, results):
+    "A notice where a format has not the 16 bits of a picture, and nobody asked for 8."
+    if results.bits or 8 * picture.pixels.itemsize == results.depth(picture):
+        return ()
+    return f'16 bits per channel, of which {results.format} keeps 8; png and tiff keep all',
+
+
 def _make(net, path, target, results, notices, settings):
     "One picture, read, enlarged and written; `notices` is told what was changed."
-    picture = read_photograph(path)
+    picture = read_original(path)
+    if not results.metadata:
+        picture = replace(picture, exif=None)
+    bits = results.depth(picture)
     try:
         factor = settings[0]
         height, width = (round(length * factor) for length in picture.pixels.shape[:2])
         check_storable(picture, (height, width), results)
-        notices(path, picture.notices)
+        notices(path, (*picture.notices, *_fewer(picture, results)))
         large = enlarge(net, to_tensor(picture.pixels), *settings)
     except InterflowError as fault:
         raise InterflowError(f'{path}: {fault}') from None
     with whole_file(target) as temporary:
-        temporary.write_bytes(encode_picture(large, picture, results.format, results.bits))
+        temporary.write_bytes(encode_picture(large, picture, results.format, bits))
 
 # %% ../../nbs/4_super_resolution/20_sr.use.ipynb #59d5f776
 def upscale(
