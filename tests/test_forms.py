@@ -203,3 +203,51 @@ def test_an_evaluation_leaves_no_image_among_the_data(place, monkeypatch, capsys
 
 def test_tables_of_an_evaluation_may_lie_beside_the_data(place, monkeypatch, capsys):
     assert say(monkeypatch, capsys, 'evaluate network pairs --device cpu --csv pairs/values.csv')[0] == 0
+
+
+# ---------------------------------------------------------------- factors that are none
+
+ASK = {'evaluate': 'evaluate network pairs --device cpu --factors=FACTOR', 'train': 'train pairs run --steps 1 --batch-size 1 --patch 16 --device cpu --factors=FACTOR',
+       'train-sr': 'train-sr pairs run --steps 1 --batch-size 1 --patch 16 --device cpu --factors=FACTOR', 'judge': 'judge flow pairs --device cpu --factors=FACTOR'}
+
+
+@pytest.mark.parametrize('factor', ['nan', 'inf', '2.1,nan', '1e400', '-2', '0'])
+@pytest.mark.parametrize('command', ASK.values(), ids=ASK)
+def test_a_factor_that_is_no_number_is_one_line(place, monkeypatch, capsys, command, factor):
+    code, lines = say(monkeypatch, capsys, command.replace('FACTOR', factor))
+    assert code == 2 and len(lines) == 1 and 'not a list of numbers' in lines[0], lines
+
+
+@pytest.mark.parametrize('factor', ['1', '1.0', '1,2.1'])
+def test_hr_is_no_lr_image_to_evaluate(place, monkeypatch, capsys, factor):
+    code, lines = say(monkeypatch, capsys, f'evaluate network pairs --device cpu --factors {factor}')
+    assert code == 2 and 'the HR image itself' in lines[-1], lines
+
+
+@pytest.mark.parametrize('command', ['evaluate network set --device cpu', 'check set --processes 1', 'train set run --steps 1 --device cpu',
+                                     'train-sr set run --steps 1 --device cpu'], ids=lambda command: command.split()[0])
+@pytest.mark.parametrize('name', ['x0', 'x0.5', '0'])
+def test_a_folder_of_a_factor_that_cannot_be_is_named(place, monkeypatch, capsys, command, name):
+    "A factor 0 divided by zero, and one of 0.5 was measured and trained on."
+    files = {'x0': ('HR/a.png', 'x0/a.png'), 'x0.5': ('HR/a.png', 'x0.5/a.png'), '0': ('0/a_HR.png', '0/a_LR0.png')}[name]
+    for file, source in zip(files, ('HR', 'x2.1')):
+        (place / 'set' / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(sorted((place / 'pairs' / source).iterdir())[0], place / 'set' / file)
+    code, lines = say(monkeypatch, capsys, command)
+    told = command.startswith('check') or any('at factor' in line and 'rename' in line for line in lines)      # check: in its table
+    assert code == 2 and told, lines
+
+
+@pytest.mark.parametrize('command', ['check --hr pairs/HR --lr pairs/x2.1 --factor inf --processes 1', 'evaluate network list.csv --device cpu'],
+                         ids=lambda command: command.split()[0])
+def test_an_infinite_factor_of_own_pairs(place, monkeypatch, capsys, command):
+    name = sorted((place / 'pairs/HR').iterdir())[0].name
+    (place / 'list.csv').write_text(f'hr,lr,factor\npairs/HR/{name},pairs/x2.1/{name},inf\n')
+    code, lines = say(monkeypatch, capsys, command)
+    assert code == 2 and 'inf' in lines[-1] and 'a number above 1' in lines[-1], lines
+
+
+def test_columns_of_a_list_in_capitals(place, monkeypatch, capsys):
+    name = sorted((place / 'pairs/HR').iterdir())[0].name
+    (place / 'list.csv').write_text(f'HR, LR,Factor\npairs/HR/{name},pairs/x2.1/{name},2.1\n')
+    assert say(monkeypatch, capsys, 'evaluate network list.csv --device cpu')[0] == 0

@@ -9,6 +9,7 @@ __all__ = ['PUBLISHED_FACTORS', 'parse_factors', 'factor_folder', 'all_factors',
 from collections import Counter
 from collections.abc import Sequence
 from decimal import Decimal
+from math import inf
 
 from ..core import InterflowError, Say, tell
 from .scenes import FACTOR_OF_LABEL, Scene, size_of
@@ -20,7 +21,10 @@ def parse_factors(
     "Factors as a user writes them. Raises `InterflowError` for anything else."
     try:
         if ':' not in text:
-            return tuple(sorted({float(part) for part in text.split(',')}))
+            found = {float(part) for part in text.split(',')}
+            if not all(0 < factor < inf for factor in found):
+                raise ValueError
+            return tuple(sorted(found))
         # decimals: 2.1 + 0.1 + 0.1 is 2.3
         low, high, step = (Decimal(part) for part in text.split(':'))
         if not (0 < step and 0 < low <= high and (high - low) / step < 10_000):

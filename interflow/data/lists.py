@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import inf
 from os.path import commonpath
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ class Pairs:
         if marks[0] != marks[1]:
             raise InterflowError(f'{self}: give two folders, or two '
                                  'patterns with {name}')
-        if self.factor is not None and not self.factor > 1:
+        if self.factor is not None and not 1 < self.factor < inf:
             raise InterflowError(f'--factor {self.factor:g}: give a number above 1, how much '
                                  'more HR shows than LR')
 
@@ -146,7 +147,9 @@ def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 head = file.readline()
                 file.seek(0)
                 rows = csv.DictReader(file, delimiter=';' if ';' in head else ',')
-                yield from ((rows.line_num, row) for row in rows)
+                for row in rows:
+                    yield rows.line_num, {str(name).strip().lower(): text
+                                          for name, text in row.items()}
                 return
             for number, line in enumerate(file, 1):
                 if line.strip():
@@ -168,7 +171,7 @@ def _row(path, number, row):
                                  'the list')
     try:
         factor = float(row['factor']) if row.get('factor') not in (None, '') else None
-        if factor is not None and not factor > 1:
+        if factor is not None and not 1 < factor < inf:
             raise ValueError
     except ValueError:
         raise InterflowError(f'{where}: factor {row["factor"]}; write a number above 1') from None

@@ -8,6 +8,7 @@ __all__ = ['FACTOR_OF_LABEL', 'Scene', 'label_of', 'fits', 'size_of', 'resize', 
 # %% ../../nbs/1_photographs/13_data.scenes.ipynb #d448a18b
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 
 import numpy as np
@@ -24,12 +25,18 @@ FACTOR_OF_LABEL = {2: 2.1, 3: 3.0, 4: 3.75}     # RealSR's folders: 105 mm / 50,
 
 @dataclass(frozen=True)
 class Scene:
-    "One scene on disk."
+    "One scene on disk. `InterflowError` for a factor below 1."
     name: str                  # unique in its set; may hold /, spaces, brackets, any script
     hr: Path
     lr: dict[float, Path]      # true factor -> path; its image may be smaller than HR
     camera: str = ''           # where folders or names tell
     split: str = ''            # 'train', 'val' or 'test', where folders tell
+
+    def __post_init__(self) -> None:
+        for factor, path in self.lr.items():
+            if not 1 <= factor < inf:
+                raise InterflowError(f'{path}: at factor {factor:g}, and LR cannot show more than '
+                                     'HR; rename its folder or remove it')
 
     def has(self, factor: float) -> bool:
         "Whether there is an image at `factor`; at 1 it is HR."

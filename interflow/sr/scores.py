@@ -97,6 +97,14 @@ def _count(networks, scene, factor, tile, ensemble):
     small = tuple(round(side / factor) for side in size) if given == size else given
     return sum(count_tiles(network, small, size, tile, ensemble) for network in networks)
 
+
+def _pairs_at(scenes, factors):
+    "All pairs at the factors. `InterflowError` where there is none; HR is no LR image of its own."
+    if 1 in factors and not any(1 in scene.lr for scene in scenes):
+        raise InterflowError('factors 1: the HR image itself; give factors above 1')
+    return [(scene, float(factor)) for scene in scenes_with(scenes, factors, every=False)
+            for factor in factors if factor in scene.lr]
+
 # %% ../../nbs/4_super_resolution/17_sr.scores.ipynb #0cda9b81
 def evaluate(
     networks: Mapping[str, Any],            # name -> network, as for `super_resolve`
@@ -123,8 +131,7 @@ def evaluate(
     for network in networks.values():
         if isinstance(network, nn.Module):
             network.eval()
-    scenes = scenes_with(scenes, factors, every=False)
-    pairs = [(scene, float(factor)) for scene in scenes for factor in filter(scene.has, factors)]
+    pairs = _pairs_at(scenes, factors)
     tiles = [_count(networks.values(), *pair, tile, ensemble) for pair in pairs]
     with progress(total=sum(tiles), description='evaluate', unit='tile') as bar:
         for (scene, factor), planned in zip(pairs, tiles):
