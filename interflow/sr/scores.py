@@ -98,7 +98,7 @@ def _count(networks, scene, factor, tile, ensemble):
     return sum(count_tiles(network, small, size, tile, ensemble) for network in networks)
 
 
-def _pairs_at(scenes, factors):
+def _pairs_at(scenes, factors) -> list[tuple[Scene, float]]:
     "All pairs at the factors. `InterflowError` where there is none; HR is no LR image of its own."
     if 1 in factors and not any(1 in scene.lr for scene in scenes):
         raise InterflowError('factors 1: the HR image itself; give factors above 1')
