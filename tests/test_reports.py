@@ -1,6 +1,7 @@
 """Reports say what their numbers say: turned round, the sentences turn with them; and every page keeps what pages promise."""
 import json
 import re
+import sys
 
 import pytest
 import torch
@@ -16,6 +17,8 @@ from interflow.data import simulate
 from interflow.judging import Judgement, verdict, write_judgement_page
 from interflow.sr.report import findings, gain_of, say_gain, write_evaluation
 from interflow.sr.tables import FEWEST
+from interflow.training.report import course_findings, write_course
+from interflow.training.watching import Course
 
 
 def rows_of(count=10, factors=(2., 3.), **networks):
@@ -179,3 +182,71 @@ def test_evaluate_writes_a_page(pairs, tmp_path):
     (tmp_path / 'page.html').write_text('mine')
     again = command('evaluate', data_folder() / 'weights' / 'rcan', pairs / 'pairs', '--report', tmp_path / 'page.html')
     assert 'was not made by this command' in str(again.exception)
+
+
+# ---------------------------------------------------------------- a training
+
+def course(out, losses, bits=(), **settings):
+    "A training with a loss for each step, and a validation at the last of them."
+    rows = [{'step': k, 'loss': loss} for k, loss in enumerate(losses)]
+    for k, value in enumerate(reversed(bits)):
+        rows[-1 - k] |= {'val_bits': value, 'val_told': .5}
+    best = {'step': len(rows), 'name': 'bits', 'value': min(bits)} if bits else None
+    return Course(**{'out': out, 'history': rows, 'best': best, 'taken': len(rows), 'seconds': 300., 'speed': 80., 'waiting': .03, 'strip': None, **settings})
+
+
+def test_a_training_says_what_its_numbers_say(tmp_path):
+    fell, rose, same = (course_findings(course(tmp_path, losses))[0] for losses in ([5., 4., 3.], [3., 4., 5.], [3., 9., 3.]))
+    assert 'In 3 steps the loss fell from 5 to 3 ' in fell and 'rose from 3 to 5 ' in rose and 'stayed at 3 ' in same
+    assert 'was not validated' in course_findings(course(tmp_path, [5., 4.]))[1]
+    assert 'bits per dimension went from 4 to 3; the best, 3 at step 3, is kept' in course_findings(course(tmp_path, [5., 4., 3.], (4., 3.)))[1]
+    assert 'bits per dimension is 3;' in course_findings(course(tmp_path, [5., 4.], (3.,)))[1]
+    calm, held = (course_findings(course(tmp_path, [5., 4.], waiting=share))[2] for share in (.03, .3))
+    assert '80 samples a second, 5.0 minutes for 2 steps; 3 % of' in calm and 'hold it up' not in calm and '30 % of' in held and 'hold it up' in held
+    assert len(course_findings(course(tmp_path, [5., 4.], taken=0))) == 2, 'nothing was done, so nothing is said of its speed'
+
+
+def test_a_training_with_steps_that_are_no_numbers(tmp_path):
+    told = course(tmp_path, [5., float('nan'), 3., float('inf')], (float('nan'),))
+    told.history[1]['skipped'] = told.history[3]['skipped'] = True
+    assert 'fell from 5 to 3' in course_findings(told)[0] and '2 steps skipped' in course_findings(told)[0]
+    said = []
+    write_course(told, HOSTILE, HOSTILE, said.append)
+    assert said == [f'The report: {tmp_path / "report.html"}'] and check_page(tmp_path / 'report.html').tags.count('img') == 1
+
+
+def test_a_page_that_cannot_be_drawn_ends_no_training(tmp_path, monkeypatch):
+    said, blank = [], course(tmp_path, [2., 1.])
+    broken = course(tmp_path, [2., 1.], history=[{'step': 0}])
+    (tmp_path / 'folder').write_text('no folder')
+    for told in (broken, course(tmp_path / 'folder', [2., 1.])):
+        write_course(told, 'a', 'b', said.append)
+        assert 'not written' in said[-1] and 'the model is saved all the same' in said[-1] and '\n' not in said[-1]
+    monkeypatch.setitem(sys.modules, 'matplotlib', None)
+    write_course(blank, 'a', 'b', said.append)
+    assert 'matplotlib: not installed; pip install' in said[-1] and not (tmp_path / 'report.html').exists()
+
+
+def test_a_page_of_a_training_replaces_its_own_and_nothing_else(tmp_path):
+    said, page = [], tmp_path / 'report.html'
+    page.write_text('mine')
+    write_course(course(tmp_path, [2., 1.]), 'a', 'b', said.append)
+    assert page.read_text() == 'mine' and 'move it away' in said[0]
+    page.unlink()
+    for losses, taken in (([2., 1.], 2), ([2., 1., .5], 1), ([2., 1., .5], 0)):
+        write_course(course(tmp_path, losses, taken=taken), 'a', 'b', said.append)
+    assert 'In 3 steps' in page.read_text() and 'for 1 step;' in page.read_text() and len(said) == 3, 'a start with nothing to do keeps the page'
+
+
+@pytest.mark.parametrize('words, name, images', [(('train', '--factors', 3), 'bits per dimension', 2), (('train-sr', '--network', 'vdsr'), 'PSNR on Y', 2)], ids=['train', 'train-sr'])
+def test_a_training_ends_with_a_page(pairs, tmp_path, words, name, images):
+    more = ['--steps', 3, '--batch-size', 1, '--patch', 32, '--validate', pairs / 'pairs', '--validate-every', 2, '--ema', .5]
+    done = command(words[0], pairs / 'pairs', tmp_path / 'run', *words[1:], *more)
+    assert done.exit_code == 0, (done.output, done.exception)
+    page = tmp_path / 'run/report.html'
+    assert done.stdout.splitlines()[-1] == f'The report: {page}'
+    read = check_page(page)
+    assert read.tags.count('img') == images and f'{name} ' in read.text['p'] and 'samples a second' in read.text['p'] and '"ema": 0.5' in read.text['pre']
+    before = page.read_bytes()
+    again = command(words[0], pairs / 'pairs', tmp_path / 'run', *words[1:], *more)
+    assert again.exit_code == 0 and page.read_bytes() == before and 'report' not in again.stdout

@@ -62,6 +62,17 @@ def test_the_state_with_the_highest_psnr_is_kept(place, watched):
     assert f'best: psnr {max(values):.3f} at step {rows[values.index(max(values))]["step"] + 1}' in lines[-1]
 
 
+def test_with_an_average_it_is_the_average_that_is_looked_at_and_kept(place, watched):
+    folder, _, held = place
+    net, history, _ = run(place, 'averaged', replace(SHORT, ema=.8))
+    values = [row['val_psnr'] for row in history if 'val_psnr' in row]
+    assert [row['loss'] for row in history] == [row['loss'] for row in watched[1]], 'the steps are those without an average'
+    assert values[-1] == pytest.approx(SRValidation(held)(net).numbers['psnr'], abs=1e-4), 'what is saved is what was measured'
+    best = load_network(folder / 'averaged/best')
+    assert SRValidation(held)(best).numbers['psnr'] == pytest.approx(max(values), abs=1e-4) and best.factors == (2., 3.)
+    assert values != [row['val_psnr'] for row in watched[1] if 'val_psnr' in row]
+
+
 def test_the_numbers_are_those_of_evaluate(place, watched):
     net, _, held = watched[0], *place[1:]
     rows = evaluate({'net': net}, held, (2., 3.))

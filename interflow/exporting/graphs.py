@@ -207,7 +207,7 @@ def make_graph(
                                  f'{found[file]:.1e}; nothing was written. Try the other format')
     return made, max(found.values())
 
-
+# %% ../../nbs/4_super_resolution/23_exporting.graphs.ipynb #7336c9c4
 def write_graph(
     recipe: Recipe,
     paths: str | Path | Sequence[str | Path],       # .pt2 or .onnx; several share the recording

@@ -56,26 +56,7 @@ def hash_codes(
     turned = torch.einsum('blc,crn->brln', match, rotations)
     return torch.cat([turned, -turned], -1).argmax(-1)
 
-# %% ../../nbs/4_super_resolution/06_sr.nlsn.ipynb #eb4a6fc1
-def sparse_attention(
-    match: Tensor,         # (B, L, C), what is compared
-    assembly: Tensor,      # (B, L, D), what is given
-    codes: Tensor,         # (B, rounds, L), the bucket of each position
-    chunk: int,            # at most L: positions that look at themselves and two chunks beside
-) -> Tensor:               # (B, L, D)
-    "Each position collects from those sorted near it (Mei et al. 2021, section 3)."
-    keys, answers, totals = unit_length(match), [], []
-    for order in _sorted(codes).unbind(1):
-        filled = _filled(order, chunk).unflatten(-1, (-1, chunk))
-        query, key, value = (_rows(vectors, filled) for vectors in (match, keys, assembly))
-        answer, total = _attend_chunks(query, key, value)
-        back = order.argsort(-1)
-        answers.append(_rows(answer.flatten(1, 2), back))
-        totals.append(total.flatten(1).gather(1, back))
-    shares = torch.stack(totals).softmax(0)
-    return reduce(torch.add, (share[..., None] * each for share, each in zip(shares, answers)))
-
-
+# %% ../../nbs/4_super_resolution/06_sr.nlsn.ipynb #2bb8ec72
 def _sorted(codes: Tensor) -> Tensor:
     "Positions in the order of their codes, equal ones in their own order on any device: (..., L)."
     length = codes.shape[-1]
@@ -96,6 +77,25 @@ def _rows(vectors: Tensor, index: Tensor) -> Tensor:
     first = torch.arange(vectors.shape[0], device=index.device) * vectors.shape[1]
     flat = (index.flatten(1) + first[:, None]).flatten()
     return vectors.flatten(0, 1).index_select(0, flat).unflatten(0, index.shape)
+
+# %% ../../nbs/4_super_resolution/06_sr.nlsn.ipynb #eb4a6fc1
+def sparse_attention(
+    match: Tensor,         # (B, L, C), what is compared
+    assembly: Tensor,      # (B, L, D), what is given
+    codes: Tensor,         # (B, rounds, L), the bucket of each position
+    chunk: int,            # at most L: positions that look at themselves and two chunks beside
+) -> Tensor:               # (B, L, D)
+    "Each position collects from those sorted near it (Mei et al. 2021, section 3)."
+    keys, answers, totals = unit_length(match), [], []
+    for order in _sorted(codes).unbind(1):
+        filled = _filled(order, chunk).unflatten(-1, (-1, chunk))
+        query, key, value = (_rows(vectors, filled) for vectors in (match, keys, assembly))
+        answer, total = _attend_chunks(query, key, value)
+        back = order.argsort(-1)
+        answers.append(_rows(answer.flatten(1, 2), back))
+        totals.append(total.flatten(1).gather(1, back))
+    shares = torch.stack(totals).softmax(0)
+    return reduce(torch.add, (share[..., None] * each for share, each in zip(shares, answers)))
 
 
 def _attend_chunks(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:

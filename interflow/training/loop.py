@@ -47,6 +47,7 @@ from interflow.training.watching import (
     Pace,
     Watch,
     check_loggers,
+    course_of,
     log_image,
     log_row,
     note_validation,
@@ -102,11 +103,18 @@ class Training:
     shares: Sequence[Share] = (WHOLE,)      # of each batch, made by this process
     average: Any = None             # of the weights, see `begin_average`
     pace: Pace | None = None        # how fast it goes
+    strip: Tensor | None = None     # of the last validation
 
     @property
     def model(self) -> nn.Module:
         "What is trained."
         return self.accelerator.unwrap_model(self.objective).model
+
+    @property
+    def result(self) -> nn.Module:
+        "What is saved at the end, and so what is validated: the average where there is one."
+        averaged = self.average is not None and self.average.n_averaged > 0
+        return self.average.module if averaged else self.model
 
 # %% ../../nbs/2_flow/25_training.loop.ipynb #30421792
 def take_step(
@@ -233,7 +241,11 @@ def _run(training, batches):
             if due or signal or why_lost(guard):
                 keep(training, step, signal)
         if guard.history:
-            training.pace.end(guard.history[-1], training.record.get('best'))
+            best = training.record.get('best')
+            training.pace.end(guard.history[-1], best)
+            if training.watch.ended:
+                training.watch.ended(course_of(
+                    training.pace, training.out, guard.history, best, training.strip))
 
 
 def _look(training, row, due):
@@ -245,9 +257,9 @@ def _look(training, row, due):
         row.update(watch.probe(training.model))
     every = config.validate_every
     if watch.validate and every and ((step + 1) % every == 0 or step + 1 == config.steps):
-        image = note_validation(watch, training.model, training.out, training.record, row,
-                                is_good(training.guard, training.model))
-        log_image(training.accelerator, 'strip', image, step)
+        training.strip = note_validation(watch, training.result, training.out, training.record,
+                                         row, is_good(training.guard, training.model))
+        log_image(training.accelerator, 'strip', training.strip, step)
     log_row(training.accelerator, row, pace.speed(step), pace.data.share())
 
 # %% ../../nbs/2_flow/25_training.loop.ipynb #1c72ec99
