@@ -11,6 +11,7 @@ import pytest
 import ranks
 import torch
 from scenes import write_crops
+from test_recipes import SCRIPTS
 
 from interflow.clusters import Share
 from interflow.core import InterflowError, photographs, read_image
@@ -65,17 +66,21 @@ def test_one_process_writes_and_any_number_goes_on(folder, told):
     assert losses(told[1]['longer']) == pytest.approx(whole[:6], rel=1e-4) and later == pytest.approx(whole, rel=1e-4)
 
 
-@pytest.mark.parametrize('line', ['torchrun --nproc_per_node 2', 'accelerate launch --multi_gpu --num_processes 2'])
-def test_the_line_that_users_write_trains_with_two_processes(folder, tmp_path, line):
-    "On CPU, by gloo. A port of its own, and for Accelerate the wish for no GPU, come from the environment."
+@pytest.mark.parametrize('script', [next(script for script in SCRIPTS if script.startswith(words)) for words in ('torchrun', 'accelerate')], ids=['torchrun', 'accelerate'])
+def test_the_recipe_trains_with_two_processes(folder, tmp_path, script):
+    "The lines of room recipes by bash, with two processes and few steps. On CPU, by gloo. A port of its own, and for Accelerate the wish for no GPU, come from the environment."
     (tmp_path / 'sitecustomize.py').write_text('import os, pathlib\nif "RANK" in os.environ: pathlib.Path(__file__).with_name("rank" + os.environ["RANK"]).touch()')
     own = {'PYTHONPATH': os.pathsep.join([str(tmp_path), str(HERE.parent), os.environ.get('PYTHONPATH', '')]), 'PET_STANDALONE': '1', 'ACCELERATE_USE_CPU': 'true', 'PATH': os.pathsep.join([str(Path(sys.executable).parent), os.environ['PATH']])}
-    call = f'{line} -m interflow.cli train {folder}/pairs {tmp_path}/flow --steps 2 --batch-size 2 --patch 32 --no-check --device cpu'
-    done = subprocess.run(call.split(), capture_output=True, text=True, timeout=300, env={**os.environ, **own})
+    few = '--preset tiny --steps 2 --batch-size 2 --patch 32 --no-check --device cpu'
+    for old, new in (('4 \\\n', '2 \\\n'), (' set runs/', f' {folder}/pairs {tmp_path}/run_'), ('--preset paper', few)):
+        assert script.count(old) == 1
+        script = script.replace(old, new)
+    done = subprocess.run(['bash', '-e', '-c', script], capture_output=True, text=True, timeout=300, env={**os.environ, **own})
     assert done.returncode == 0, done.stderr[-3000:]
     assert sorted(path.name for path in tmp_path.glob('rank*')) == ['rank0', 'rank1']
-    assert done.stdout.count('bits per dimension at the last step') == 1, 'of two that know of each other one writes and speaks'
-    assert (tmp_path / 'flow/model/model.safetensors').exists()
+    assert done.stdout.count('at the last step') == done.stdout.count('The report:') == 1, 'of two that know of each other one writes and speaks'
+    out = next(tmp_path.glob('run_*'))
+    assert (out / 'model/model.safetensors').exists() and 'precision = "bf16"' in (out / 'settings.toml').read_text()
 
 
 def test_a_loss_that_is_bad_in_one_process_is_bad_in_both(told):
