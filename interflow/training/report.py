@@ -6,7 +6,7 @@
 __all__ = ['NAMES', 'POINTS', 'Ends', 'ends_of', 'validated', 'course_findings', 'binned', 'draw_course', 'course_page',
            'write_course']
 
-# %% ../../nbs/2_flow/27_training.report.ipynb #945313f5
+# %% ../../nbs/2_flow/27_training.report.ipynb #0a560442
 import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -19,7 +19,7 @@ from .watching import Course, duration
 if TYPE_CHECKING:       # matplotlib is needed only where a figure is drawn
     from matplotlib.figure import Figure
 
-# %% ../../nbs/2_flow/27_training.report.ipynb #b5a78087
+# %% ../../nbs/2_flow/27_training.report.ipynb #da3c6345
 class Ends(NamedTuple):
     "Where a row of numbers begins and ends."
     first: float    # mean of the first `few`; NaN where none is a number
@@ -34,7 +34,7 @@ def ends_of(values: Sequence[float]) -> Ends:
     first, last = (sum(few) / count if few else math.nan for few in (known[:count], known[-count:]))
     return Ends(first, last, count)
 
-# %% ../../nbs/2_flow/27_training.report.ipynb #7fa21503
+# %% ../../nbs/2_flow/27_training.report.ipynb #2436f7c1
 NAMES = {'bits': 'bits per dimension', 'psnr': 'PSNR on Y in dB'}    # of validations, as people say
 
 
@@ -48,7 +48,7 @@ def validated(course: Course) -> tuple[str, list[tuple[int, float]]]:
 def _is_validation(name):
     return name.startswith('val_')
 
-# %% ../../nbs/2_flow/27_training.report.ipynb #b2ed10d8
+# %% ../../nbs/2_flow/27_training.report.ipynb #d781f396
 def _steps(count):
     return '1 step' if count == 1 else f'{count} steps'
 
@@ -87,8 +87,8 @@ def course_findings(course: Course) -> list[str]:      # sentences
             f'{_steps(course.taken)}; {share:.0f} % of that time it waited for images{much}.')
     return [_say_loss(course), _say_validation(course), *([fast] if course.taken else [])]
 
-# %% ../../nbs/2_flow/27_training.report.ipynb #03185aac
-POINTS = 240        # of a curve
+# %% ../../nbs/2_flow/27_training.report.ipynb #de8377ee
+POINTS = 60         # of a curve: few, so that its course is seen and not its noise
 
 
 def binned(
@@ -112,7 +112,7 @@ def draw_course(course: Course) -> 'Figure':
         steps, means, least, largest = zip(*points)
         panels[0].fill_between(steps, least, largest, color='#0072B2', alpha=.2, lw=0)
         panels[0].plot(steps, means, color='#0072B2')
-        low, high = min(least), sorted(largest)[int(.98 * (len(largest) - 1))]
+        low, high = min(least), sorted(largest)[int(.95 * (len(largest) - 1))]
         panels[0].set_ylim(low - .05 * (high - low) - 1e-9, high + .05 * (high - low) + 1e-9)
     panels[0].set(xlabel='step', title='loss')
     if values:
@@ -124,7 +124,7 @@ def draw_course(course: Course) -> 'Figure':
             panels[1].legend(fontsize=8)
     return figure
 
-# %% ../../nbs/2_flow/27_training.report.ipynb #e37d9cfe
+# %% ../../nbs/2_flow/27_training.report.ipynb #08127fbc
 def course_page(
     course: Course,
     title: str,             # of the page
@@ -134,7 +134,7 @@ def course_page(
     with literal():
         curves = Picture(draw_course(course), 'the loss and the validations over the steps',
                          'Loss: means of a few steps, and from the least to the largest of them; '
-                         'the wildest 2 % are cut off. Validation: the ring is the model that was '
+                         'the wildest 5 % are cut off. Validation: the ring is the model that was '
                          'kept as OUT/best.', chart=True)
     sections: dict[str, list[str | Picture]] = {'Curves': [curves]}
     if course.strip is not None:
