@@ -168,7 +168,7 @@ def in_8_bits(
 
 # %% ../nbs/1_photographs/02_images.ipynb #1a5b5a42
 def read_image(path: str | Path) -> Tensor:
-    "An 8-bit RGB image file: (3, H, W) float32 in [0, 1]. `InterflowError` for any other file."
+    "The 8-bit RGB image file `path`, (3, H, W) float32 in [0, 1]. `InterflowError` for any other."
     return to_tensor(read_pixels(path))
 
 # %% ../nbs/1_photographs/02_images.ipynb #cb1583fe

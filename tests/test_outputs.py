@@ -152,7 +152,7 @@ def test_upscale_two_pictures_that_differ_in_case_alone(place, monkeypatch, caps
         monkeypatch.undo()
         monkeypatch.chdir(place.root)
         assert say(monkeypatch, capsys, UPSCALE.format('two', 'large'))[0] == 0
-        assert len(list((place.root / 'large').iterdir())) == 2
+        assert len(list((place.root / 'large').glob('[!.]*'))) == 2
 
 
 def test_upscale_again_makes_its_own_again(place, monkeypatch, capsys):

@@ -62,7 +62,7 @@ def test_whatever_one_has_becomes_larger(place, monkeypatch, capsys, name, bits)
     SOURCES[name](place / 'in' / name)
     code, lines = say(monkeypatch, capsys, f'upscale net in out --factor 2 --bits {bits} --device cpu')
     assert code == 0, lines
-    result, source = next((place / 'out').iterdir()), read_photograph(place / 'in' / name)
+    result, source = next((place / 'out').glob('[!.]*')), read_photograph(place / 'in' / name)
     with Image.open(result) as image:
         assert image.size == (68, 52) and stored_bits(image, result) == int(bits)
         kind = image.mode
@@ -106,9 +106,9 @@ def test_formats_suffix_and_what_they_refuse(place, monkeypatch, capsys):
     SOURCES['alpha.png'](place / 'in/b.png')
     for name in ('png', 'webp', 'tiff'):
         code, lines = say(monkeypatch, capsys, f'upscale net in {name} --format {name} --suffix _x2 --factor 2 --device cpu')
-        assert code == 0 and sorted(path.name for path in (place / name).iterdir()) == [f'a_x2.{name}', f'b_x2.{name}'], lines
+        assert code == 0 and sorted(path.name for path in (place / name).glob('[!.]*')) == [f'a_x2.{name}', f'b_x2.{name}'], lines
     code, lines = say(monkeypatch, capsys, 'upscale net in jpg --format jpg --factor 2 --device cpu')
-    assert code == 1 and [path.name for path in (place / 'jpg').iterdir()] == ['a.jpg'], 'the other is left aside'
+    assert code == 1 and [path.name for path in (place / 'jpg').glob('[!.]*')] == ['a.jpg'], 'the other is left aside'
     assert [line for line in lines if 'in/b.png' in line and 'transparency' in line and 'choose png' in line]
     code, lines = say(monkeypatch, capsys, 'upscale net in/b.png jpg --format jpg --factor 2 --device cpu')
     assert code == 2 and len(lines) == 1 and 'transparency' in lines[0]

@@ -48,7 +48,8 @@ def upscale_command(
     ensemble: Ensemble = False, strict: Strict = False, device: Device = 'auto',
 ) -> None:
     """Enlarge your own pictures. Networks of constant size get them enlarged bicubically first;
-    LIIF and MetaSR as they are. 16 bits, profile, EXIF, transparency and greyness stay."""
+    LIIF and MetaSR as they are. 16 bits, profile, EXIF, transparency and greyness stay.
+    The same command again goes on with a folder: what is there already is not made again."""
     from interflow.photographs import Attempts  # imports wait for their command: see `cli.words`
     from interflow.sr.networks import open_network
     from interflow.sr.use import upscale

@@ -35,7 +35,7 @@ Exit codes:
   0    done
   1    done, but some files were left aside, or a check found warnings
   2    an error, said in one line
-  130  interrupted; the same command goes on where it was
+  130  interrupted; where files are made, the same command goes on
 
 -q and -v may stand anywhere. `interflow COMMAND --help` has examples.
 """

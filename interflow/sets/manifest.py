@@ -11,11 +11,11 @@ import shutil
 from collections import Counter
 from collections.abc import Container, Iterable, Sequence
 from pathlib import Path
-from threading import Lock
 from typing import Any, NamedTuple
 
 from ..core import whole_file
 from ..data import Scene
+from ..resuming import Lines
 from .plans import SetConfig, plan
 
 # %% ../../nbs/3_degradation/08_sets.manifest.ipynb #588656d4
@@ -61,21 +61,16 @@ class Recorder:
     ):
         self.records = read_records(out, only)
         self.path = Path(out) / 'manifest' / f'{rank:05d}-of-{world:05d}.jsonl'
-        self.lock = Lock()
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.file = open(self.path, 'a+b')
-        self.file.seek(0)
-        self.file.truncate(self.file.read().rfind(b'\n') + 1)       # a torn last line
+        self.lines = Lines(self.path)
+        self.file = self.lines.open()
 
     def add(
         self,
         record: dict[str, Any],     # with `file`
     ) -> None:
         "Append a record; it is the system's at once."
-        with self.lock:
-            self.file.write(json.dumps(record).encode() + b'\n')
-            self.file.flush()
-            self.records[record['file']] = record
+        self.lines.add(record)
+        self.records[record['file']] = record
 
 # %% ../../nbs/3_degradation/08_sets.manifest.ipynb #4d140c8c
 def _dots(out, rank, world):

@@ -16,10 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..checkpoints import fingerprint
 from interflow.core import (
     InterflowError,
     pick_device,
     progress,
+    tell,
     to_pixels,
     to_tensor,
     whole_file,
@@ -33,6 +35,7 @@ from interflow.photographs import (
     list_photographs,
     read_photograph,
 )
+from ..resuming import Finished
 from .networks import arbitrary
 from .tiles import count_tiles, mean_of_turns, run
 from ..storing import Results, check_storable, encode_picture
@@ -161,6 +164,23 @@ def _make(net, path, target, results, notices, settings):
     with whole_file(target) as temporary:
         temporary.write_bytes(encode_picture(large, picture, results.format, bits))
 
+# %% ../../nbs/4_super_resolution/20_sr.use.ipynb #d3574c52
+def _finished(net, results, settings):
+    "The record of a batch that just this network enlarges in just this way."
+    asked = [type(net).__name__, repr(getattr(net, 'config', '')), fingerprint(net), *settings,
+             results.format, results.bits, results.metadata]
+    return Finished(results.folder, asked)
+
+
+def _there(finished, places, attempts):
+    "The pictures of a batch that need not be enlarged again; says how many."
+    there = {path for path, place in places.items() if finished and finished.has(place, path)}
+    if there:
+        tell(f'{finished.folder}: {len(there)} of {len(places)} pictures are there already, made '
+             'of the same files in the same way')
+    attempts.done += len(there)
+    return there
+
 # %% ../../nbs/4_super_resolution/20_sr.use.ipynb #59d5f776
 def upscale(
     net: Any,                   # a network
@@ -171,8 +191,8 @@ def upscale(
     ensemble: bool = False,     # the same
     device: str | torch.device = 'auto',
     attempts: Attempts | None = None,   # of a batch that goes on; None: the first fault ends it
-) -> list[Path]:                # what was written
-    """Enlarge pictures, turned upright where they say how.
+) -> list[Path]:                # the results
+    """Enlarge pictures, turned upright. Of several, those that are there already stay as they are.
 
     Raises `InterflowError` before anything is written for a factor that the network does not
     serve, for results that would replace anything but earlier ones, and, without `attempts`, for
@@ -187,14 +207,19 @@ def upscale(
         attempts = Attempts(strict=True)
     for path in targets if attempts.strict else ():
         glance(path)
-    net, written = net.to(pick_device(device)).eval(), []
-    tiles = {path: _tiles_of(net, path, *settings) for path in targets}
+    net = net.to(pick_device(device)).eval()
+    finished = _finished(net, results, settings) if len(targets) > 1 else None
+    there = _there(finished, places, attempts)
+    tiles = {path: _tiles_of(net, path, *settings) for path in targets if path not in there}
     with progress(total=sum(tiles.values()), description='upscale', unit='tile') as bar:
-        for path, target in targets.items():
-            with counted(bar, tiles[path]), attempts.on(path):
-                _make(net, path, target, results, attempts.tell, settings)
-                written.append(target)
-    return written
+        for path, planned in tiles.items():
+            with counted(bar, planned), attempts.on(path):
+                key = finished.key(path) if finished else ''
+                _make(net, path, targets[path], results, attempts.tell, settings)
+                there.add(path)
+                if finished:
+                    finished.add(places[path], key)
+    return [target for path, target in targets.items() if path in there]
 
 # %% ../../nbs/4_super_resolution/20_sr.use.ipynb #92e9f552
 _EXPORTING = ('AtSize', 'MAKERS', 'export_network')
