@@ -41,7 +41,7 @@ def _why(file, fault):
         return f'cut short or damaged: {text[:120]}'
     if not any(byte < 9 or 13 < byte < 32 for byte in head):
         return 'it is text' if b'<html' not in head.lower() else 'it is a web page'
-    return 'of no format that is known here'
+    return 'a TIFF ' * (head[:2] in (b'II', b'MM')) + 'of no format that is known here'
 
 # %% ../nbs/1_photographs/02_images.ipynb #1af5c9a3
 def open_image(
@@ -101,7 +101,9 @@ def deep_values(
 ) -> np.ndarray | None:         # (H, W) or (H, W, 3 or 4) uint16; None: nothing here reads them
     "All 16 bits of each value, not turned: colours as OpenCV reads them, where Pillow agrees."
     if image.mode[0] == 'I':
-        return np.asarray(image).clip(0, 65535).astype(np.uint16)
+        values = np.asarray(image).clip(0, 65535).astype(np.uint16)
+        dark = image.format == 'TIFF' and image.tag_v2.get(262) == 0    # type: ignore[attr-defined]
+        return ~values if dark else values      # 0 is white, and Pillow leaves it so in 16 bits
     import cv2  # heavy, and needed for few files
     data = file if isinstance(file, bytes) else Path(file).read_bytes()
     deep: Any = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)

@@ -174,3 +174,38 @@ def test_a_colour_that_means_clear_in_sixteen_bits(tmp_path):
     (tmp_path / 'a.png').write_bytes(data[:33] + chunk + data[33:])
     found = read_original(tmp_path / 'a.png')
     assert found.pixels.dtype == np.uint8 and '16-bit' in found.notices[0]
+    assert found.notices[-1].startswith('only 8 of its 16 bits')
+
+
+def tiff(values, photometric, extra=None):
+    "A TIFF of 16 bits with another meaning of its values."
+    data = deep_tiff(values)
+    at = data.index(struct.pack('<HHI', 262, 3, 1))
+    data = data[:at + 8] + struct.pack('<H', photometric) + data[at + 10:]
+    if extra is not None:
+        at = data.index(struct.pack('<HHI', 338, 3, 1))
+        data = data[:at + 8] + struct.pack('<H', extra) + data[at + 10:]
+    return data
+
+
+def test_zero_may_be_white(tmp_path):
+    "As scanners write it; Pillow inverts such a picture in 8 bits alone."
+    (tmp_path / 'a.tif').write_bytes(tiff(VALUES[..., :1], 0))
+    assert np.array_equal(read_original(tmp_path / 'a.tif').pixels[..., 0], 65535 - VALUES[..., 0])
+    assert np.array_equal(read_photograph(tmp_path / 'a.tif').pixels[..., 0], np.round((65535 - VALUES[..., 0].astype(int)) / 257).astype(np.uint8))
+
+
+def test_transparency_that_is_multiplied_in_is_read_in_8_bits_and_told(tmp_path):
+    values = VALUES // 4
+    values[..., 3] = 40_000
+    (tmp_path / 'a.tif').write_bytes(tiff(values, 2, extra=1))
+    found = read_original(tmp_path / 'a.tif')
+    assert found.pixels.dtype == np.uint8 and found.notices[-1].startswith('only 8 of its 16 bits')
+    assert abs(found.pixels.astype(float) - values[..., :3] / values[..., 3:] * 255).max() < 3
+
+
+def test_a_tiff_that_nothing_reads_is_called_one(tmp_path):
+    from interflow.core import InterflowError
+    (tmp_path / 'a.tif').write_bytes(tiff(VALUES[..., :3], 32_844))
+    with pytest.raises(InterflowError, match='a TIFF of no format that is known'):
+        read_original(tmp_path / 'a.tif')

@@ -77,6 +77,11 @@ def enlarge(
     """
     check_factor(net, factor)
     height, width = (round(length * factor) for length in image.shape[-2:])
+    seen = image.shape[-2:] if arbitrary(net) else (height, width)
+    if min(seen) < (least := getattr(net, 'smallest', 1)):
+        raise InterflowError(f'{image.shape[-2]}x{image.shape[-1]} pixels, enlarged {factor:g} '
+                             f'times, are too few for this network, which sees at least {least} '
+                             'pixels a side; leave it out')
     return (mean_of_turns(net, image, (height, width), tile) if ensemble
             else run(net, image[None], (height, width), tile)[0]).float()
 
