@@ -67,7 +67,8 @@ class LoopOptions:
     Accumulate = Annotated[int, typer.Option(
         help='parts of a batch, one after the other: less memory for the same steps')]
     Ema = Annotated[float, typer.Option(
-        help='save the moving average of the weights with this decay, such as 0.999; 0: none')]
+        help='validate and save the moving average of the weights with this decay, such as '
+             '0.999; 0: none')]
     Compile = Annotated[bool, typer.Option(
         '--compile', help='compile the encoder or the network first: a minute, then faster steps')]
 

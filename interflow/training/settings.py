@@ -31,7 +31,7 @@ class TrainConfig:
     recompute: bool = False             # compute again in the backward pass: the same numbers
     precision: str = 'no'               # 'no': 32 bits; 'bf16' or 'fp16': 16 in the convolutions
     accumulate: int = 1                 # parts of a batch, one after the other: less memory
-    ema: float = 0.                     # decay of the weights' moving average, which is saved
+    ema: float = 0.                     # decay of the weights' moving average: validated, saved
     compile: str = ''                   # backend of torch.compile, such as 'inductor'
 
     def __post_init__(self) -> None:
