@@ -152,6 +152,13 @@ def the_page_shows_every_pane_and_fits(watch, tmp_path):
     assert watch.page.evaluate('document.documentElement.scrollWidth') <= 1400
 
 
+def the_scripts_are_read_while_the_kernel_starts(watch, tmp_path):
+    "The page ends when the kernel has imported the flow; what the browser must read is there before."
+    script, page = watch.page.evaluate("""() => [performance.getEntriesByType('resource').find(entry => entry.name.endsWith('/voila.js')).responseEnd,
+        performance.getEntriesByType('navigation')[0].responseEnd]""")
+    assert script < page, (script, page)
+
+
 def the_slider_moves_by_keyboard_and_the_picture_follows(watch, tmp_path):
     before = watch.source(), watch.bytes()
     watch.page.locator('.itf-factor .noUi-handle').focus()
@@ -277,6 +284,14 @@ def at_every_size_the_picture_is_first_and_nothing_is_cut(watch, tmp_path):
     for name, (width, height) in SIZES.items():
         watch.page.set_viewport_size({'width': width, 'height': height})
         watch.page.wait_for_function('width => innerWidth === width', arg=width)
+        if name == 'phone':
+            long = watch.page.evaluate('document.documentElement.scrollHeight')
+            assert long < 2.5 * height, f'{long / height:.1f} screens: what is not needed first is folded'
+            for title, inside in (('Photograph', '.itf-scene'), ('View', '.itf-swipe'), ('Noise and latents', '.itf-plot'), ('Take away', '.itf-copy-button')):
+                assert not watch.page.locator(inside).first.is_visible(), title
+                watch.page.locator('summary', has_text=title).click()
+                assert watch.page.locator(inside).first.is_visible(), title
+            assert watch.page.locator('.itf-whole').is_visible(), 'the part is chosen with the photograph'
         for scheme in ('dark', 'light'):
             watch.page.emulate_media(color_scheme=scheme)
             watch.page.evaluate('scrollTo(0, 0)')
@@ -291,6 +306,7 @@ def at_every_size_the_picture_is_first_and_nothing_is_cut(watch, tmp_path):
         if name == 'phone':
             factor = watch.page.locator('.itf-factor').bounding_box()
             assert factor['y'] > box['y'] + box['height'] and factor['y'] + factor['height'] < height, 'what moves it is on the same screen'
+            watch.page.evaluate("for (const one of document.querySelectorAll('.itf-explorer details')) one.open = false")
         if name == 'screen':
             plots = watch.page.locator('.itf-plots').bounding_box()
             assert plots['x'] + plots['width'] > .97 * width and plots['y'] + plots['height'] < height and box['width'] > 600, 'the width is used'
@@ -390,11 +406,11 @@ def everything_has_a_name_and_a_sentence(watch, tmp_path):
         here.offsetParent && !here.title).map(here => here.className)''')
     assert not dumb, dumb
     assert watch.page.locator('.itf-reading').count() == 4 and all(text.endswith('.') for text in watch.page.locator('.itf-reading').all_inner_texts())
-    for number in range(watch.page.locator('.itf-card summary').count()):
-        summary = watch.page.locator('.itf-card summary').nth(number)
+    for number in range(watch.page.locator('.itf-side summary').count()):
+        summary = watch.page.locator('.itf-side summary').nth(number)
         summary.focus()
         watch.page.keyboard.press('Enter')
-        assert watch.page.locator('.itf-card dl').nth(number).is_visible()
+        assert watch.page.locator('.itf-side dl').nth(number).is_visible()
         watch.page.keyboard.press('Enter')
     watch.page.locator('.itf-factor .noUi-handle').focus()
     watch.page.keyboard.press('Tab')
@@ -452,6 +468,7 @@ def without_the_token_there_is_no_page(watch, tmp_path):
 
 
 STEPS = (the_page_shows_every_pane_and_fits,
+         the_scripts_are_read_while_the_kernel_starts,
          at_every_size_the_picture_is_first_and_nothing_is_cut,
          the_slider_moves_by_keyboard_and_the_picture_follows,
          path_and_seed_change_the_picture,
@@ -491,6 +508,7 @@ def test_a_finger_on_a_phone(chromium, address):
         for kind, x in (('touchStart', 200), ('touchMove', 150), ('touchMove', 100), ('touchEnd', None)):
             touch.send('Input.dispatchTouchEvent', {'type': kind, 'touchPoints': [{'x': x, 'y': stage['y'] + 100}] if x else []})
         watch.page.wait_for_function("+document.querySelector('.itf-view').dataset.swipe < 30", timeout=10_000)
+        watch.page.locator('summary', has_text='Photograph').click()
         watch.page.locator('.itf-whole').scroll_into_view_if_needed()
         whole = watch.page.locator('.itf-whole').bounding_box()
         watch.page.touchscreen.tap(whole['x'] + 5, whole['y'] + whole['height'] - 5)

@@ -35,6 +35,7 @@ from interflow.explorer import (
     spread,
     spread_by_brightness,
 )
+from interflow.explorer.page import VOILA
 from interflow.generation import generate_scene
 from interflow.model import InterFlow, InterFlowConfig
 from interflow.paths import PATHS, Path, add_path
@@ -366,3 +367,10 @@ def test_without_ipywidgets_one_line_says_so():
              "try: explore()\nexcept InterflowError as fault: print(fault)"
     done = subprocess.run([sys.executable, '-c', script], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and "pip install 'interflow-sr[explorer]'" in done.stdout and len(done.stdout.splitlines()) == 1, done.stderr
+
+
+def test_the_server_does_not_wait_for_a_grammar_of_addresses():
+    "Building it takes longer than all else that Voila imports."
+    pytest.importorskip('voila')
+    done = subprocess.run([sys.executable, '-X', 'importtime', '-c', VOILA, '--version'], capture_output=True, text=True)
+    assert done.returncode == 0 and 'voila.app' in done.stderr and 'rfc3987_syntax.' not in done.stderr, done.stderr[-300:]

@@ -179,7 +179,8 @@ def _main(ui: ModuleType, screen: Any) -> Any:
     where.add_class('itf-framed-whole')
     panes = (screen.framed[name] for name in ('hr', 'true', 'difference', 'sr'))
     top = _box(ui, 'top', screen.framed['generated'], _box(ui, 'grid', *panes, where))
-    plots = []
+    title = '<details><summary title="Show the four plots">Noise and latents</summary></details>'
+    plots = [with_classes(ui.HTML(title), 'itf-card', 'itf-fold')]      # of a phone
     for name in PLOTS:
         says = with_classes(ui.HTML(f'<p>{READING[name]}</p>'), 'itf-reading')
         line = (screen.line,) if name == 'map' else ()
