@@ -6,6 +6,7 @@
 __all__ = ['SMALL', 'SceneFacts', 'examine', 'rows_of', 'bytes_of', 'examine_all']
 
 # %% ../../nbs/3_degradation/22_checking.scenes.ipynb #2d194bf7
+import ctypes
 import os
 import pickle
 import tempfile
@@ -56,6 +57,13 @@ def _was_enlarged(hr, factor, tolerance):
     found = read_curve(curve, factor)
     return found.misfit < tolerance.misfit and abs(found.factor / factor - 1) < .1
 
+# %% ../../nbs/3_degradation/22_checking.scenes.ipynb #7fb63752
+def _give_back():
+    "Have the C library return what is free: the few bytes kept of each scene would pin it."
+    trim = os.name == 'posix' and getattr(ctypes.CDLL(None), 'malloc_trim', None)    # glibc alone
+    if trim:
+        trim(0)
+
 # %% ../../nbs/3_degradation/22_checking.scenes.ipynb #d5a123b8
 def _examine_pair(facts, factor, pixels, hr, tolerance):
     "Add what one LR image says to the facts of its scene; `hr` are the facts with the thumbnail."
@@ -99,6 +107,7 @@ def examine(
     for factor, path in scene.lr.items():
         if path != scene.hr:
             _examine_pair(facts, factor, pixels, hr, tolerance)
+    _give_back()
     return facts
 
 # %% ../../nbs/3_degradation/22_checking.scenes.ipynb #8ba68f3c

@@ -181,6 +181,15 @@ def _tell_longer(out, config, before):
     tell(f'{out}: {step} steps become {config.steps}; from here on the learning rate is that of a '
          f'run of {config.steps}: {rates[1]:.3g} after {step} steps, not {rates[0]:.3g}')
 
+
+def _begin(out, given, alike):
+    "`begin_folder`; who asks for another run is told how to go on from the weights of this one."
+    try:
+        begin_folder(out, given, 'training.json', alike)
+    except InterflowError as fault:
+        further = f', or start there from its weights: --init {out / "model"}'
+        raise InterflowError(f'{fault}{further if (out / "model").exists() else ""}') from None
+
 # %% ../../nbs/2_flow/19_training.state.ipynb #26fee698
 HELPS = ('learning_rate', 'clip', 'warmup', 'halve_at', 'max_loss', 'max_bad')
 
@@ -216,7 +225,7 @@ def claim(
     if shorter and not first_difference(alike(read_json(stored)), given):
         raise LongerRun(f'{out}: has taken {before["steps"]} steps, more than {today["steps"]}; '
                         'there is nothing to do')
-    begin_folder(out, given, 'training.json', alike)
+    _begin(out, given, alike)
     _sweep(out)
     if today['steps'] > before['steps']:
         _tell_longer(out, config, before)
