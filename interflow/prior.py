@@ -189,7 +189,7 @@ def positions(
     marks = torch.tensor(known, dtype=torch.float64)
     if len(marks) == 1:
         return factors.long() * 0, factors * 0
-    i = torch.bucketize(factors, marks[1:-1], right=True)
+    i = torch.bucketize(factors.contiguous(), marks[1:-1], right=True)
     a = (factors - marks[i]) / (marks[i + 1] - marks[i])
     near = a.round().clamp(0, 1)      # a known factor, up to the rounding of a float32
     return i, torch.where((a - near).abs() < 2e-6, near, a)

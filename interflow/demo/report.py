@@ -58,7 +58,7 @@ def mosaic_figure(
             tall, wide = (zoom * side for side in image.shape[1:])
             bottom = 1 - (top + title + tall) / height
             axis = figure.add_axes((left / width, bottom, wide / width, tall / height))
-            axis.imshow(image.permute(1, 2, 0), interpolation='nearest')
+            axis.imshow(image.permute(1, 2, 0).numpy(), interpolation='nearest')
             axis.set_title(text, fontsize=9, pad=4)
             axis.axis('off')
             left += wide + gap + spare

@@ -173,10 +173,9 @@ def _main(ui: ModuleType, screen: Any) -> Any:
         framed = _box(ui, 'framed', caption, pane, kind='VBox')
         screen.framed[name] = framed.add_class(f'itf-framed-{name}')
     title = with_classes(ui.HTML('<b>photograph</b> click or drag to choose the part'), 'itf-cap')
-    whole = _box(ui, 'whole', screen.whole, screen.frame)
-    keys = with_classes(ui.HTML(KEYS), 'itf-keys')
-    where = _box(ui, 'framed', title, _box(ui, 'beneath', whole, keys), kind='VBox')
-    where.add_class('itf-framed-whole')
+    beneath = _box(ui, 'beneath', _box(ui, 'whole', screen.whole, screen.frame),
+                   with_classes(ui.HTML(KEYS), 'itf-keys'))
+    where = _box(ui, 'framed', title, beneath, kind='VBox').add_class('itf-framed-whole')
     panes = (screen.framed[name] for name in ('hr', 'true', 'difference', 'sr'))
     top = _box(ui, 'top', screen.framed['generated'], _box(ui, 'grid', *panes, where))
     title = '<details><summary title="Show the four plots">Noise and latents</summary></details>'
