@@ -151,7 +151,76 @@ def test_a_source_that_vanished_is_no_match(tmp_path):
     assert not Finished(tmp_path, {}).has('b', tmp_path / 'absent')
 
 
-@pytest.mark.parametrize('command, words', [('upscale', 'goes on where it was'), ('evaluate', 'begins anew'), ('check', 'begins anew'), ('-q train', 'goes on where')])
+@pytest.mark.parametrize('command, words', [('upscale', 'goes on where it was'), ('evaluate', 'with --csv FILE'), ('evaluate --csv=a', 'goes on where'), ('check', 'begins anew'), ('-q train', 'goes on where')])
 def test_the_line_after_ctrl_c_is_true(command, words):
     from interflow.cli import told_of_interruption
     assert words in told_of_interruption([*command.split(), 'a', 'b'])
+
+
+# ---------------------------------------------------------------- evaluate
+
+@pytest.fixture
+def pairs(place):
+    "Three pairs at one factor, HR and LR, as folders."
+    for k in range(3):
+        picture(place / 'in' / f'{k}.png', k)
+        for folder, seed in (('hr', k), ('lr', k + 50)):
+            (place / folder).mkdir(exist_ok=True)
+            Image.fromarray(np.random.default_rng(seed).integers(90, 160, (40, 44, 3), np.uint8)).save(place / folder / f'{k}.png')
+    return place
+
+
+@pytest.fixture
+def answered(monkeypatch):
+    "As `enlarged`, for the answers of networks to pairs (the baseline counts as one)."
+    from interflow.sr import scores
+    state, real = {'done': [], 'stop': 99}, scores.super_resolve
+
+    def answer(*words):
+        if len(state['done']) == state['stop']:
+            raise KeyboardInterrupt
+        state['done'].append(1)
+        return real(*words)
+    monkeypatch.setattr(scores, 'super_resolve', answer)
+    return state
+
+
+EVALUATE = 'evaluate net --hr hr --lr lr --factor 3 --device cpu'
+
+
+def test_an_evaluation_goes_on_beside_its_table(pairs, answered, monkeypatch, capsys):
+    command = f'{EVALUATE} --csv rows.csv --save-images images'
+    answered['stop'] = 3
+    code, _, error = run_command(monkeypatch, capsys, command)
+    assert code == 130 and without_bars(error)[-1].endswith('the same command goes on where it was')
+    assert not (pairs / 'rows.csv').exists() and (pairs / '.rows.csv.rows').exists()
+    answered.update(done=[], stop=99)
+    code, said, _ = run_command(monkeypatch, capsys, command)
+    assert code == 0 and len(answered['done']) == 4, 'two pairs, of a network and the baseline'
+    assert not (pairs / '.rows.csv.rows').exists()
+    table = (pairs / 'rows.csv').read_bytes()
+    (pairs / 'rows.csv').unlink()
+    answered['done'].clear()
+    code, again, _ = run_command(monkeypatch, capsys, command)
+    assert code == 0 and again == said and (pairs / 'rows.csv').read_bytes() == table and len(answered['done']) == 6
+
+
+def test_rows_of_anything_else_are_not_taken(pairs, answered, monkeypatch, capsys):
+    command = f'{EVALUATE} --csv rows.csv --save-images images'
+
+    def on(command, change=lambda: None):
+        "How many answers a stopped evaluation of which five are done still needs."
+        answered.update(done=[], stop=5)
+        assert run_command(monkeypatch, capsys, f'{EVALUATE} --csv rows.csv --save-images images')[0] == 130
+        change()
+        answered.update(done=[], stop=99)
+        assert run_command(monkeypatch, capsys, command)[0] == 0
+        (pairs / '.rows.csv.rows').unlink(missing_ok=True)
+        return len(answered['done'])
+    assert on(command) == 2
+    assert on(f'{command} --measures psnr_rgb') == 6 and on(f'{command} --ensemble') == 6
+    assert on(command, lambda: (pairs / 'images/0/x3/net.png').unlink()) == 4
+    assert on(command, lambda: Image.new('RGB', (44, 40)).save(pairs / 'images/0/x3/net.png', pnginfo=signature())) == 4
+    assert on(command, lambda: picture(pairs / 'hr/0.png', 7) or Image.open(pairs / 'hr/0.png').resize((44, 40)).save(pairs / 'hr/0.png')) == 4
+    net = build('vdsr', 'tiny', seed=3)
+    assert on(command, lambda: save_network(pairs / 'net', net)) == 6

@@ -127,8 +127,12 @@ def told_of_interruption(
     words: list[str],       # of the command
 ) -> str:
     "What becomes of a command that was interrupted, as one line."
-    if next((word for word in words if word[:1] != '-'), '') in _GO_ON:
+    command = next((word for word in words if word[:1] != '-'), '')
+    table = any(word.split('=')[0] == '--csv' for word in words)
+    if command in _GO_ON or command == 'evaluate' and table:
         return 'interrupted; the same command goes on where it was'
+    if command == 'evaluate':
+        return 'interrupted; with --csv FILE the same command would go on where it was'
     return 'interrupted; nothing is kept of what it began, the same command begins anew'
 
 # %% ../../nbs/6_using/30_cli.ipynb #9670c84e

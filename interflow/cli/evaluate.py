@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Measures', 'part_places', 'image_place', 'image_places', 'guard_results', 'image_keeper', 'draw_crops', 'draw_report',
-           'EvaluateOptions', 'open_networks', 'evaluate_command']
+           'EvaluateOptions', 'open_networks', 'score_keeper', 'evaluate_command']
 
 # %% ../../nbs/6_using/18_cli.evaluate.ipynb #d4e8ddf1
 import re
@@ -31,6 +31,7 @@ if TYPE_CHECKING:       # imports wait for their command: see `cli.words`
     from torch import Tensor, nn
 
     from interflow.data import Scene
+    from interflow.sr.scores import Keep, Scored
 
 # %% ../../nbs/6_using/18_cli.evaluate.ipynb #1ee3726d
 def part_places(
@@ -149,7 +150,8 @@ class EvaluateOptions:
     Rival = Annotated[str, typer.Option(
         help='the network that all are compared with: one of those given, or bicubic, the LR '
              'image itself')]
-    Csv = Annotated[Path | None, typer.Option(help='file for the per-image values')]
+    Csv = Annotated[Path | None, typer.Option(
+        help='file for the per-image values; beside it a stopped evaluation keeps what it has')]
     Crops = Annotated[Path | None, typer.Option(
         help='PNG file for crops where the first network and the rival differ most')]
     Images = Annotated[Path | None, typer.Option(
@@ -172,6 +174,25 @@ def open_networks(
         raise InterflowError(f'rival {rival}: not among the networks given; choose one of '
                              f'{", ".join(networks)} or bicubic')
     return networks
+
+# %% ../../nbs/6_using/18_cli.evaluate.ipynb #d22d303b
+def score_keeper(
+    csv: Path | None,                       # file for the rows, beside which they are kept so far
+    images: Path | None,                    # folder for all images
+    networks: 'Mapping[str, nn.Module]',    # by what the user wrote
+    way: Sequence[Any],                     # what else decides the rows
+) -> 'Keep | Scored | None':
+    "What is kept while an evaluation runs: its images, and with a table its rows as well."
+    from interflow.sr.networks import identity
+    from interflow.sr.scores import Scored
+    keep = image_keeper(images) if images else None
+    if csv is None:
+        return keep
+    known = {name: identity(network) for name, network in networks.items()}
+
+    def places(scene, factor):
+        return image_places(images, [scene], [factor], list(networks))
+    return Scored(csv.with_name(f'.{csv.name}.rows'), [list(networks), known, *way], keep, places)
 
 # %% ../../nbs/6_using/18_cli.evaluate.ipynb #19657d9d
 @app.command('evaluate', epilog=examples(
@@ -200,10 +221,12 @@ def evaluate_command(
     guard_results(scenes, given, filter(None, (csv, report)), [*filter(None, [crops]), *images])
     opened = open_networks(given, rival, device)
     names = tuple(dict.fromkeys((*PUBLISHED, *(name.strip() for name in measures.split(',')))))
-    keep, attempts = image_keeper(save_images) if save_images else None, Attempts(strict)
+    keep = score_keeper(csv, save_images, opened, [names, tile, ensemble])
+    attempts = Attempts(strict)
     rows = evaluate(opened, scenes, chosen, names, tile, ensemble, keep, attempts)
     if csv:
         write_csv(csv, rows)
+        keep.close()        # type: ignore[union-attr]  # it keeps rows, since there is a table
     typer.echo(format_tables(summarise(rows, rival, seed)))
     if crops:
         draw_crops(crops, opened, scenes, rows, rival)

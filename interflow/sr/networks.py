@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'VARIANTS', 'SIZES', 'Variant', 'variant', 'network_config', 'build', 'name_of', 'arbitrary',
-           'from_published', 'save_network', 'load_network', 'open_network', 'shrink']
+           'from_published', 'save_network', 'load_network', 'open_network', 'identity', 'shrink']
 
 # %% ../../nbs/4_super_resolution/12_sr.networks.ipynb #92604054
 from collections.abc import Iterable
@@ -15,6 +15,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from ..checkpoints import fingerprint
 from ..core import InterflowError, read_json
 from ..data.scenes import resize
 from .parts import Shared
@@ -214,6 +215,11 @@ def open_network(
     if colon and name.lower() in VARIANTS:
         return from_published(name.lower(), file)
     return load_network(place)
+
+# %% ../../nbs/4_super_resolution/12_sr.networks.ipynb #65c9e807
+def identity(net: nn.Module) -> list[str]:
+    "What tells `net` from all others: its kind, its settings, a hash of its weights."
+    return [type(net).__name__, repr(getattr(net, 'config', '')), fingerprint(net)]
 
 # %% ../../nbs/4_super_resolution/12_sr.networks.ipynb #138390e2
 def shrink(

@@ -16,12 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checkpoints import fingerprint
 from interflow.core import (
     InterflowError,
     pick_device,
     progress,
-    tell,
     to_pixels,
     to_tensor,
     whole_file,
@@ -36,7 +34,7 @@ from interflow.photographs import (
     read_photograph,
 )
 from ..resuming import Finished
-from .networks import arbitrary
+from .networks import arbitrary, identity
 from .tiles import count_tiles, mean_of_turns, run
 from ..storing import Results, check_storable, encode_picture
 from ..storing import made_here as made_here
@@ -172,17 +170,16 @@ def _make(net, path, target, results, notices, settings):
 # %% ../../nbs/4_super_resolution/20_sr.use.ipynb #d3574c52
 def _finished(net, results, settings):
     "The record of a batch that just this network enlarges in just this way."
-    asked = [type(net).__name__, repr(getattr(net, 'config', '')), fingerprint(net), *settings,
-             results.format, results.bits, results.metadata]
-    return Finished(results.folder, asked)
+    form = results.format, results.bits, results.metadata
+    return Finished(results.folder, [*identity(net), *settings, *form])
 
 
 def _there(finished, places, attempts):
     "The pictures of a batch that need not be enlarged again; says how many."
     there = {path for path, place in places.items() if finished and finished.has(place, path)}
     if there:
-        tell(f'{finished.folder}: {len(there)} of {len(places)} pictures are there already, made '
-             'of the same files in the same way')
+        attempts.say(f'{finished.folder}: {len(there)} of {len(places)} pictures are there '
+                     'already, made of the same files in the same way')
     attempts.done += len(there)
     return there
 
@@ -216,7 +213,8 @@ def upscale(
     finished = _finished(net, results, settings) if len(targets) > 1 else None
     there = _there(finished, places, attempts)
     tiles = {path: _tiles_of(net, path, *settings) for path in targets if path not in there}
-    with progress(total=sum(tiles.values()), description='upscale', unit='tile') as bar:
+    with progress(total=sum(tiles.values()), description='upscale', unit='tile',
+                  shown=bool(tiles)) as bar:
         for path, planned in tiles.items():
             with counted(bar, planned), attempts.on(path):
                 key = finished.key(path) if finished else ''
