@@ -17,7 +17,7 @@ from interflow.data import simulate
 from interflow.judging import Judgement, verdict, write_judgement_page
 from interflow.sr.report import findings, gain_of, say_gain, write_evaluation
 from interflow.sr.tables import FEWEST
-from interflow.training.report import course_findings, write_course
+from interflow.training.report import POINTS, binned, course_findings, write_course
 from interflow.training.watching import Course
 
 
@@ -204,6 +204,15 @@ def test_a_training_says_what_its_numbers_say(tmp_path):
     calm, held = (course_findings(course(tmp_path, [5., 4.], waiting=share))[2] for share in (.03, .3))
     assert '80 samples a second, 5.0 minutes for 2 steps; 3 % of' in calm and 'hold it up' not in calm and '30 % of' in held and 'hold it up' in held
     assert len(course_findings(course(tmp_path, [5., 4.], taken=0))) == 2, 'nothing was done, so nothing is said of its speed'
+
+
+@pytest.mark.parametrize('count', [0, 1, 59, 60, 61, 400, 1000])
+def test_a_curve_has_all_steps_in_groups_of_one_size(count):
+    "A last group of one step would look like a jump."
+    groups = binned(list(range(count)))
+    sizes = [high - low + 1 for _, _, low, high in groups]
+    assert sum(sizes) == count and len(groups) == min(count, POINTS) and (not count or max(sizes) - min(sizes) <= 1)
+    assert all(step == mean + 1 for step, mean, _, _ in groups), 'steps are counted from 1'
 
 
 def test_a_training_with_steps_that_are_no_numbers(tmp_path):

@@ -6,9 +6,10 @@
 __all__ = ['NAMES', 'POINTS', 'Ends', 'ends_of', 'validated', 'course_findings', 'binned', 'draw_course', 'course_page',
            'write_course']
 
-# %% ../../nbs/2_flow/27_training.report.ipynb #0a560442
+# %% ../../nbs/2_flow/27_training.report.ipynb #9df55eba
 import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..core import InterflowError, Say, need, read_json
@@ -19,7 +20,7 @@ from .watching import Course, duration
 if TYPE_CHECKING:       # matplotlib is needed only where a figure is drawn
     from matplotlib.figure import Figure
 
-# %% ../../nbs/2_flow/27_training.report.ipynb #da3c6345
+# %% ../../nbs/2_flow/27_training.report.ipynb #2c0535c2
 class Ends(NamedTuple):
     "Where a row of numbers begins and ends."
     first: float    # mean of the first `few`; NaN where none is a number
@@ -34,7 +35,7 @@ def ends_of(values: Sequence[float]) -> Ends:
     first, last = (sum(few) / count if few else math.nan for few in (known[:count], known[-count:]))
     return Ends(first, last, count)
 
-# %% ../../nbs/2_flow/27_training.report.ipynb #2436f7c1
+# %% ../../nbs/2_flow/27_training.report.ipynb #8a0035c2
 NAMES = {'bits': 'bits per dimension', 'psnr': 'PSNR on Y in dB'}    # of validations, as people say
 
 
@@ -48,7 +49,7 @@ def validated(course: Course) -> tuple[str, list[tuple[int, float]]]:
 def _is_validation(name):
     return name.startswith('val_')
 
-# %% ../../nbs/2_flow/27_training.report.ipynb #d781f396
+# %% ../../nbs/2_flow/27_training.report.ipynb #a94ac613
 def _steps(count):
     return '1 step' if count == 1 else f'{count} steps'
 
@@ -87,19 +88,20 @@ def course_findings(course: Course) -> list[str]:      # sentences
             f'{_steps(course.taken)}; {share:.0f} % of that time it waited for images{much}.')
     return [_say_loss(course), _say_validation(course), *([fast] if course.taken else [])]
 
-# %% ../../nbs/2_flow/27_training.report.ipynb #de8377ee
+# %% ../../nbs/2_flow/27_training.report.ipynb #8cbaa571
 POINTS = 60         # of a curve: few, so that its course is seen and not its noise
 
 
 def binned(
     values: Sequence[float],        # of each step
 ) -> list[tuple[float, float, float, float]]:       # (step from 1, mean, least, largest)
-    "At most `POINTS` groups of neighbours; what is not a number is left out."
-    size = -(-len(values) // POINTS)
-    groups = [(k, [value for value in values[k:k + size] if math.isfinite(value)])
-              for k in range(0, len(values), size or 1)]
-    return [(k + (1 + min(size, len(values) - k)) / 2, sum(few) / len(few), min(few), max(few))
-            for k, few in groups if few]
+    "At most `POINTS` groups of neighbours, of equal size to 1; what is not a number is left out."
+    count = min(POINTS, len(values))
+    edges = [k * len(values) // count for k in range(count + 1)] if count else []
+    groups = [(a, b, [value for value in values[a:b] if math.isfinite(value)])
+              for a, b in pairwise(edges)]
+    return [((a + 1 + b) / 2, sum(few) / len(few), min(few), max(few))
+            for a, b, few in groups if few]
 
 
 def draw_course(course: Course) -> 'Figure':
@@ -124,7 +126,7 @@ def draw_course(course: Course) -> 'Figure':
             panels[1].legend(fontsize=8)
     return figure
 
-# %% ../../nbs/2_flow/27_training.report.ipynb #08127fbc
+# %% ../../nbs/2_flow/27_training.report.ipynb #a624adc7
 def course_page(
     course: Course,
     title: str,             # of the page
