@@ -173,8 +173,10 @@ def read_json(path: str | Path) -> Any:
     "The value in the JSON file `path`. Raises `InterflowError` when it is missing or broken."
     try:
         return json.loads(Path(path).read_text(encoding='utf-8'))
-    except FileNotFoundError:
-        raise InterflowError(f'{path}: no such file; check the path') from None
+    except (FileNotFoundError, NotADirectoryError):
+        mend = 'check the path' if not Path(path).parent.is_file() else (
+            'a folder is needed, and `interflow import` makes one of weights')
+        raise InterflowError(f'{path}: no such file; {mend}') from None
     except (json.JSONDecodeError, UnicodeDecodeError):
         raise InterflowError(f'{path}: not readable as JSON; '
                              'the file was damaged or is of another kind') from None

@@ -287,3 +287,11 @@ def test_a_run_with_other_settings_is_told_how_to_go_on(place, monkeypatch, caps
     code, lines = say(monkeypatch, capsys, f'{command} --learning-rate 1e-4')
     assert code == 2 and lines[-1].endswith('--init run/model'), lines
     assert say(monkeypatch, capsys, f'{command} --learning-rate 1e-4 --init run/model'.replace('pairs run', 'pairs further'))[0] == 0
+
+
+@pytest.mark.parametrize('command', ['generate FILE photos out --factors 3 --device cpu', 'evaluate FILE pairs --device cpu', 'upscale FILE photos out --device cpu',
+                                     'train pairs out --init FILE --device cpu', 'train-sr pairs out --init FILE --device cpu'], ids=lambda command: command.split()[0])
+def test_a_file_of_weights_for_a_folder_is_told_how_to_become_one(place, monkeypatch, capsys, command):
+    torch.save({'a': torch.ones(1)}, place / 'w.pth')
+    code, lines = say(monkeypatch, capsys, command.replace('FILE', 'w.pth'))
+    assert code == 2 and '`interflow import`' in lines[-1], lines
