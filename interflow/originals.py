@@ -85,6 +85,6 @@ def read_original(
         way = 1 if tiff else image.getexif().get(274, 1)
         deep = None if 'transparency' in image.info else deep_values(image, file)
         if deep is None:
-            fewer = 'only 8 of its 16 bits are read: what it has is too rare'
+            fewer = 'only 8 of its 16 bits can be read here; save it as PNG'
             return replace(picture, notices=(*picture.notices, fewer))
         return _deepened(picture, upright(deep, way), image, _grey_with_alpha(file))
