@@ -273,6 +273,19 @@ def test_the_flow_as_two_graphs(tmp_path, monkeypatch, capfd):
     assert 'W:onnxruntime' not in capfd.readouterr().err
 
 
+def test_the_flow_by_torch_alone(tmp_path):
+    "Small and large, as the condition gives it: how its numbers lie in memory decides nothing."
+    model, files = flow(), flow_files(tmp_path, 'pt2')
+    assert exporting.export_flow(model, tmp_path, 'pt2') <= 1e-4
+    condition, decode = (torch.export.load(file).module() for file in files)
+    for shape in ((1, 3, 8, 9), (2, 3, 37, 42), (1, 3, 256, 300)):
+        with torch.no_grad():
+            known, wanted = condition(hr := image(*shape)), Conditioning(model)(hr)
+            noise, factor = torch.randn(shape[0], 48, *known[1].shape[2:], generator=make_generator(2)), torch.full(shape[:1], 2.1)
+            assert max((ours - theirs).abs().max() for ours, theirs in zip(known, wanted, strict=True)) < 1e-5
+            assert (decode(noise, factor, *known) - Decoding(model)(noise, factor, *wanted)).abs().max() < 1e-4
+
+
 @pytest.mark.parametrize('factor, size', [(1.2, (40, 40)), (1.3, (300, 61)), (2.1, (129, 700)), (3.75, (530, 127)), (4., (24, 97))])
 def test_the_band_by_numpy_is_the_band(factor, size):
     "Images of all kinds of sides: one piece and several, lines that are taken and left out, phases of their own."

@@ -157,7 +157,7 @@ def export_flow(
     not agree with the flow to 1e-4; then nothing is written.
     """
     first = condition_recipe(model.cpu().eval())
-    sizes = ((2, 3, 19, 26), (1, 3, 25, 33), (2, 3, 16, 21), (1, 3, 34, 18))
+    sizes = ((2, 3, 19, 26), (1, 3, 25, 33), (2, 3, 16, 21), (1, 3, 210, 270))
     pictures = [torch.rand(size, generator=torch.Generator().manual_seed(1)) for size in sizes]
     with torch.no_grad():
         answers = [dict(zip(first.outputs, first.module(hr))) for hr in pictures]

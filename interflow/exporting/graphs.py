@@ -56,10 +56,10 @@ def record(recipe: Recipe) -> Any:
     shapes = tuple({axis: times * dims[name] if times > 1 else dims[name]
                     for axis, (times, name) in recipe.axes.get(one, {}).items()}
                    for one in recipe.inputs)
+    examples = tuple(value.contiguous() for value in recipe.inputs.values())      # strides stay
     try:
         with torch.no_grad(), quiet():
-            program = torch.export.export(recipe.module, tuple(recipe.inputs.values()),
-                                          dynamic_shapes=shapes)
+            program = torch.export.export(recipe.module, examples, dynamic_shapes=shapes)
     except (torch._dynamo.exc.UserError, ValueError) as fault:
         lines = [line.strip(' -') for line in str(fault).splitlines()]
         reason = next((line for line in lines if 'constant' in line or 'static' in line), lines[0])
