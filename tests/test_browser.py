@@ -127,6 +127,7 @@ def watch(chromium, address):
     watch.page.goto(address, wait_until='commit')
     watch.page.wait_for_selector('#itf-wait .itf-stage', timeout=20_000)      # a skeleton, as long as nothing else is there
     assert not watch.page.locator('.itf-side select').count()
+    watch.moving = watch.page.evaluate('document.getAnimations().map(one => one.effect.getKeyframes().flatMap(frame => Object.keys(frame)))')
     watch.page.wait_for_selector(GENERATED, state='attached', timeout=60_000)
     watch.changed('', seconds=60)
     watch.first = time.perf_counter() - start
@@ -157,6 +158,7 @@ def the_scripts_are_read_while_the_kernel_starts(watch, tmp_path):
     script, page = watch.page.evaluate("""() => [performance.getEntriesByType('resource').find(entry => entry.name.endsWith('/voila.js')).responseEnd,
         performance.getEntriesByType('navigation')[0].responseEnd]""")
     assert script < page, (script, page)
+    assert len(watch.moving) <= 1 and not any(name.startswith('background') for names in watch.moving for name in names), 'a skeleton that is painted 60 times a second'
 
 
 def the_slider_moves_by_keyboard_and_the_picture_follows(watch, tmp_path):
