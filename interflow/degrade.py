@@ -40,16 +40,20 @@ from interflow.sets.plans import (
 # %% ../nbs/3_degradation/36_degrade.ipynb #b5c3540e
 def as_floats(
     crops: Tensor,      # (..., 3, H, W): uint8, or floats in [0, 1]
+    name: str = 'crops',    # for errors
 ) -> Tensor:            # floats in [0, 1]; those that are given stay as they are
     "Crops as the flow takes them. `InterflowError` for anything else."
+    if not torch.is_tensor(crops) or not crops.numel():
+        kind = 'an empty tensor' if torch.is_tensor(crops) else f'of type {type(crops).__name__}'
+        raise InterflowError(f'{name}: {kind}; give a tensor (3, H, W) or (B, 3, H, W)')
     if crops.dtype == torch.uint8:
         crops = crops.float() / 255
     if not crops.is_floating_point():
-        raise InterflowError(f'crops: are {crops.dtype}; give uint8, or floats in [0, 1]')
-    check_image(crops, 'crops')
+        raise InterflowError(f'{name}: are {crops.dtype}; give uint8, or floats in [0, 1]')
+    check_image(crops, name)
     low, high = (value.item() for value in crops.aminmax())
     if not -.01 <= low <= high <= 1.01:
-        raise InterflowError(f'crops: hold values from {low:g} to {high:g}; give uint8, or floats '
+        raise InterflowError(f'{name}: hold values from {low:g} to {high:g}; give uint8, or floats '
                              'in [0, 1]')
     return crops
 

@@ -17,8 +17,11 @@ from .camera import Camera, shoot
 from .core import InterflowError, in_8_bits, make_generator, pick_device, to_tensor
 from .data import Scene, read_scenes
 from .data import simulate as simulate_set
+from .degrade import as_floats
+from .files import guard_folder
 from .generation import generate_scene
 from .loading import load
+from .model import InterFlow
 from .photographs import read_photograph
 from .sets import Report, SetConfig
 from .sets import generate as generate_set
@@ -30,13 +33,31 @@ Image = Tensor | str | Path     # (3, H, W) in [0, 1], or a file
 
 
 def _read(image: Image) -> Tensor:
-    "The picture as a tensor: a photograph is turned upright and brought to sRGB."
-    return image if torch.is_tensor(image) else to_tensor(read_photograph(image).srgb().pixels)
+    "The picture as floats: a photograph is turned upright and brought to sRGB."
+    return _floats(image) if torch.is_tensor(image) else to_tensor(
+        read_photograph(_file(image)).srgb().pixels)
 
 
-def _ready(model: Any, device: str | torch.device) -> Any:
-    "A model, or the one that lies at a place, on the device, in evaluation mode."
+def _file(image: Any) -> str | Path:
+    if not isinstance(image, (str, Path)):
+        raise InterflowError(f'image: a {type(image).__name__}; give a tensor (3, H, W), or a file')
+    return image
+
+
+def _floats(image: Tensor) -> Tensor:
+    "One image as a model takes it. `InterflowError` for other shapes and values."
+    if image.ndim != 3 or not image.numel():
+        raise InterflowError(f'image: has shape {tuple(image.shape)}; give one image, (3, H, W)')
+    return as_floats(image, 'image').float()
+
+
+def _ready(model: Any, device: str | torch.device, flow: bool) -> Any:
+    "A flow or a network, or the one that lies at a place, on the device, in evaluation mode."
     model = model if isinstance(model, nn.Module) else load(model)
+    if flow != isinstance(model, InterFlow):
+        wanted = 'a flow' if flow else 'an SR network'
+        raise InterflowError(f'model: {type(model).__name__}, where {wanted} is needed; '
+                             'give another')
     return model.to(pick_device(device)).eval()
 
 
@@ -111,8 +132,9 @@ def generate(
 
     `InterflowError` for a factor that the flow does not know and images that cannot be read.
     """
-    flow, factors = _ready(model, device), _several(factor)
+    flow, factors = _ready(model, device, True), _several(factor)
     if out is not None:
+        guard_folder(out, [_files(hr)] if isinstance(hr, (str, Path)) else [])
         scenes = read_scenes(_files(hr), 'train')
         return generate_set(flow, scenes, out, SetConfig(factors, path, seed), device)
     place = next(flow.parameters()).device
@@ -145,8 +167,8 @@ def upscale(
 
     `InterflowError` for a factor that the network does not serve, images that cannot be read.
     """
-    net = _ready(model, device)
+    net = _ready(model, device, False)
     if out is not None:
         return upscale_files(net, _files(images), out, factor, tile, ensemble, device)
-    image = images if torch.is_tensor(images) else read_upright(images)
+    image = _floats(images) if torch.is_tensor(images) else read_upright(_file(images))
     return upscale_image(net, image, factor, tile, ensemble)

@@ -295,3 +295,46 @@ def test_a_file_of_weights_for_a_folder_is_told_how_to_become_one(place, monkeyp
     torch.save({'a': torch.ones(1)}, place / 'w.pth')
     code, lines = say(monkeypatch, capsys, command.replace('FILE', 'w.pth'))
     assert code == 2 and '`interflow import`' in lines[-1], lines
+
+
+# ---------------------------------------------------------------- the Python API
+
+IMAGE = torch.rand(3, 24, 32)
+WRONG = {'NaN': IMAGE * math.nan, 'infinity': IMAGE / 0, '0 to 255': IMAGE * 255, 'whole numbers': (IMAGE * 255).int(), 'colours last': IMAGE.permute(1, 2, 0),
+         'a batch': IMAGE[None], 'grey': IMAGE[:1], 'empty': IMAGE[:, :0], 'an array': IMAGE.numpy(), 'none': None}
+
+
+@pytest.mark.parametrize('image', WRONG.values(), ids=WRONG)
+@pytest.mark.parametrize('verb', ['simulate', 'generate', 'upscale'])
+def test_an_image_that_is_none_is_refused_by_every_verb(place, verb, image):
+    "NaN came back as an image, 0 to 255 as a white one, the rest as a traceback out of the network."
+    import interflow
+    model = {'simulate': (), 'generate': ('flow',), 'upscale': ('network',)}[verb]
+    with pytest.raises(InterflowError):
+        getattr(interflow, verb)(*model, image)
+
+
+def test_images_of_8_bits_and_of_other_floats_are_taken(place):
+    import interflow
+    whole = (IMAGE * 255).round().byte()
+    for verb, model in (('simulate', ()), ('generate', ('flow',)), ('upscale', ('network',))):
+        call = getattr(interflow, verb)
+        assert torch.equal(call(*model, whole), call(*model, whole.float() / 255)) and call(*model, IMAGE.double()).dtype == torch.float32
+
+
+def test_the_other_kind_of_model_is_refused(place):
+    import interflow
+    with pytest.raises(InterflowError, match='where a flow is needed'):
+        interflow.generate('network', IMAGE)
+    with pytest.raises(InterflowError, match='where an SR network is needed'):
+        interflow.upscale('flow', IMAGE)
+
+
+@pytest.mark.parametrize('out', ['photos', 'photos/set', 'linked/set'])
+def test_generate_does_not_write_into_its_photographs(place, out):
+    import interflow
+    (place / 'linked').symlink_to('photos')
+    before = sorted(place.rglob('*'))
+    with pytest.raises(InterflowError, match='input'):
+        interflow.generate('flow', 'photos', out)
+    assert sorted(place.rglob('*')) == before
