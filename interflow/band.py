@@ -11,6 +11,7 @@ import math
 import torch
 from torch import Tensor
 
+from .calibration import Around, join_colours
 from .camera import cubic_matrix, sensor_positions
 from .core import InterflowError
 
@@ -34,18 +35,58 @@ def _basis(u):
     gram.diagonal(dim1=-2, dim2=-1).add_(RIDGE)
     return torch.linalg.solve_triangular(torch.linalg.cholesky(gram), u.mT, upper=False)
 
+# %% ../nbs/3_degradation/02_band.ipynb #018d49aa
+def _cosines(count):
+    "The orthonormal cosines of a line of `count` samples, (frequency, place), float64."
+    places = torch.arange(count, dtype=torch.float64)
+    waves = torch.cos(math.pi / count * (places + .5) * places[:, None])
+    return waves / waves.norm(dim=1, keepdim=True)
+
+
+def _mirror(u):
+    "Each of the h sensor pixels of `u` from those that the line shows, (h, shown), of 0 and 1."
+    norms = u.norm(dim=0)
+    shown = norms > .6 * norms.max()
+    first, count = int(shown.nonzero()[0]), int(shown.sum())
+    place = (torch.arange(len(shown)) - first) % (2 * count)
+    return torch.eye(count, dtype=torch.float64)[torch.minimum(place, 2 * count - 1 - place)]
+
+
+def _filter(u, gains):
+    """From a line's pixels to its sensor pixels, filtered by `gains` (C, BINS): (C, h, length).
+
+    Beyond the ends of the line its sensor pixels are mirrored.
+    """
+    mirror = _mirror(u)
+    seen, count = u @ mirror, mirror.shape[1]
+    pixels = torch.linalg.solve(seen.mT @ seen, seen.mT)
+    bins = torch.arange(count, dtype=torch.float64) * gains.shape[1] / count - .5
+    bins = bins.clamp(0, gains.shape[1] - 1)
+    gain = torch.lerp(gains[:, bins.floor().long()], gains[:, bins.ceil().long()], bins.frac())
+    waves = _cosines(count)
+    return mirror @ waves.mT @ (gain[..., None] * (waves @ pixels))
+
 # %% ../nbs/3_degradation/02_band.ipynb #983ef060
 BLOCK, REACH = 128, 16      # HR pixels of a block; sensor pixels that it sees on both sides
 
 
-def _blocks(size, factor, phase, like):
-    "The blocks of P, `(core, window, matrix)`: the core's pixels are `matrix` times the window's."
+def _blocks(size, factor, phase, like, gains=None):
+    """The blocks of P, `(core, window, matrix)`: the core's pixels are `matrix` times the window's.
+
+    With `gains` (C, BINS) of frequencies a matrix for each of C planes.
+    """
     count, reach = -(-size // BLOCK), math.ceil(REACH * factor)
     edges, blocks = [k * size // count for k in range(count + 1)], []
     for a, b in zip(edges, edges[1:]):
         start, stop = max(0, a - reach), min(size, b + reach)
-        basis = _basis(_weights(start, stop - start, size, factor, phase)).to(like)
-        blocks.append((slice(a, b), slice(start, stop), basis[:, a - start:b - start].mT @ basis))
+        u = _weights(start, stop - start, size, factor, phase)
+        core = slice(a - start, b - start)
+        if gains is None:
+            basis = _basis(u).to(like)
+            matrix = basis[:, core].mT @ basis
+        else:
+            matrix = (u[core] @ _filter(u, gains)).to(like)
+        blocks.append((slice(a, b), slice(start, stop), matrix))
     return blocks
 
 # %% ../nbs/3_degradation/02_band.ipynb #b16a0016
@@ -91,20 +132,35 @@ def _fit_line(image, factor, weight):
 LEAST = 1.3     # smaller factors leave an image as it is
 
 
-def _strips(image, factor, phase):
-    "The projection of `image`, a block of rows at a time: `(rows, (3, rows, W))`."
-    columns = _blocks(image.shape[-1], factor, phase[1], image)
-    for core, window, matrix in _blocks(image.shape[-2], factor, phase[0], image):
-        lines = matrix @ image[:, window]
+def _strips(rows_of, size, factor, phase, like, gains=None):
+    """The projection of an image of `size`, a block of rows at a time: `(rows, (3, rows, W))`.
+
+    `rows_of` gives rows of the image, `gains` are of `_blocks`.
+    """
+    columns = _blocks(size[1], factor, phase[1], like, gains)
+    for core, window, matrix in _blocks(size[0], factor, phase[0], like, gains):
+        lines = matrix @ rows_of(window)
         yield core, torch.cat([lines[..., around] @ part.mT for _, around, part in columns], -1)
 
 
-def _write(out, image, factor, phase, weight=None):
+def _calibrated(image, factor, phase, around):
+    "The strips of a draw: those of its centre, and of its difference from there, filtered."
+    size, gains = image.shape[-2:], around.calibration.at(factor)[0]
+    centre = _strips(lambda rows: around.centre[:, rows], size, factor, phase, image)
+    planes = _strips(lambda rows: around.planes(rows, image, factor), size, factor, phase, image,
+                     gains)
+    for (rows, strip), (_, differences) in zip(centre, planes):
+        yield rows, strip + join_colours(differences)
+
+
+def _write(out, image, factor, phase, weight=None, around=None):
     "`out` (3, H, W) = the projection of `image`; with a `weight` (H, W) its product is added."
     if factor < LEAST:
         strips = [(slice(None), image)]
     else:
-        strips = _strips(image, factor, phase or fit_phase(image, factor, weight))
+        phase = phase or fit_phase(image, factor, weight)
+        strips = (_calibrated(image, factor, phase, around) if around else
+                  _strips(lambda rows: image[:, rows], image.shape[-2:], factor, phase, image))
     for rows, strip in strips:
         if weight is None:
             out[:, rows] = strip
@@ -121,6 +177,7 @@ def to_band(
     factor: float | Tensor,         # a number, or a map (H, W) of factors
     phase: tuple[float, float] | None = (0., 0.),   # (y, x), sensor pixels; None: fitted
     out: Tensor | None = None,      # where to write, like `image` and not in its memory
+    around: Around | None = None,   # of one draw: it is calibrated on the way
 ) -> Tensor:                        # like `image`
     """The nearest image that was enlarged bicubically from a sensor grid of pitch `factor`.
 
@@ -135,11 +192,11 @@ def to_band(
             to_band(one, factor, phase, target)
         return out
     if low == high:
-        return _write(out, image, low, phase)
+        return _write(out, image, low, phase, None, around)
     knots, out = torch.linspace(low, high, math.ceil((high - low) / STEP) + 1).tolist(), out.zero_()
     for knot in knots:
         weight = (1 - (factor - knot).abs() / (knots[1] - knots[0])).clamp_min(0).to(image)
-        _write(out, image, knot, phase, weight)
+        _write(out, image, knot, phase, weight, around)
     return out
 
 

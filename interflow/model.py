@@ -133,9 +133,14 @@ class Densities(nn.Module):
 
 # %% ../nbs/2_flow/10_model.ipynb #e68896dd
 class Files(Pretrained):
-    "A flow's folder: `photographs`, what room `gate` measured of those it was trained on, or None."
+    """A flow's folder: what was measured when it was trained, as JSON has it, or None.
+
+    `photographs` for room `gate`, `calibration` for room `calibration`.
+    """
 
     photographs: dict[str, Any] | None = None
+    calibration: dict[str, Any] | None = None
+    measured = ('photographs', 'calibration')
     earlier = {'moments': 0}      # there was the published prior alone
     purpose = ('Makes realistic low-resolution images of high-resolution ones, at any factor '
                'between the trained ones, to train super-resolution networks on. It knows the '
@@ -143,14 +148,15 @@ class Files(Pretrained):
 
     def beside(self) -> dict[str, Any]:
         "Files beside the weights: name -> value, as JSON has it."
-        more = {'photographs.json': self.photographs} if self.photographs else {}
-        return super().beside() | more
+        more = {f'{name}.json': getattr(self, name) for name in self.measured}
+        return super().beside() | {file: value for file, value in more.items() if value}
 
     def take_beside(self, folder: Path) -> None:
         "Read what `beside` wrote in `folder`; files that are not there are left out."
         super().take_beside(folder)
-        path = folder / 'photographs.json'
-        self.photographs = read_json(path) if path.exists() else None
+        for name in self.measured:
+            path = folder / f'{name}.json'
+            setattr(self, name, read_json(path) if path.exists() else None)
 
 # %% ../nbs/2_flow/10_model.ipynb #19e8eb72
 class InterFlow(Densities, Files):

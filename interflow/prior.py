@@ -228,7 +228,7 @@ class Moments(NamedTuple):
     ) -> tuple[Tensor, Tensor]:
         """`(mean, log_scale)` at `factor`, each (B, C, h, w).
 
-        Straight lines between the factors that `prior` knows.
+        Straight lines of mean and scale between the factors that `prior` knows.
         """
         if isinstance(factor, list):
             scenes = [self.of(number).at(prior, each) for number, each in enumerate(factor)]
@@ -253,9 +253,9 @@ class Moments(NamedTuple):
     def _between(self, prior, i, a):
         low, high = (self.factors.index(prior.factors[k])
                      for k in (i, min(i + 1, len(prior.factors) - 1)))
-        mean, log_scale = (torch.lerp(values[low], values[high], a)
-                           for values in (self.mean, self.log_scale))
-        return mean, log_scale
+        mean, scale = (torch.lerp(values[low], values[high], a)
+                       for values in (self.mean, self.log_scale.exp()))
+        return mean, scale.log()
 
 # %% ../nbs/2_flow/09_prior.ipynb #d5b9ecf9
 def normalise(

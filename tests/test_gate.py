@@ -191,7 +191,7 @@ def test_statistics_are_plain_versioned_and_travel_with_the_model(flow, known, t
     again.photographs = known
     save_model(tmp_path / 'with', again)
     assert json.loads((tmp_path / 'with/photographs.json').read_text()) == known == load_model(tmp_path / 'with').photographs
-    again.photographs = None
+    again.photographs = again.calibration = None
     save_model(tmp_path / 'without', again)
     assert sorted(path.name for path in (tmp_path / 'without').iterdir()) == ['config.json', 'model.safetensors'] and load_model(tmp_path / 'without').photographs is None
     again.photographs = {**known, 'version': 1}
@@ -201,7 +201,7 @@ def test_statistics_are_plain_versioned_and_travel_with_the_model(flow, known, t
 
 def test_the_reference_never_comes_from_the_model(flow, train, known):
     again = load_model(FLOW)
-    again.photographs = None
+    again.photographs = again.calibration = None
     again.sample = again.decode = again.encode = None      # whoever asks them fails
     bare = [replace(scene, lr={}) for scene in train]
     assert photographs_of(again, train) == (known, 'the LR images of this set')

@@ -183,10 +183,10 @@ def train(
     device: Device = 'auto',
 ) -> None:
     "Train a flow on pairs: OUT/model, OUT/report.html. Ctrl-C saves; the same command goes on."
+    from interflow.calibrating import train_calibrated
     from interflow.checking import quick_check
     from interflow.checkpoints import load_model
     from interflow.core import pick_device, use_threads
-    from interflow.training import train_flow
     place, recipe = pick_device(device), Recipe(ctx, sets, ('training', 'model', 'loss'))
     places = find_places(data, hr, lr, factor)
     guard_folder(out, [*place_folders(places), *filter(None, (init, validate))])
@@ -198,9 +198,10 @@ def train(
     scenes, chosen = training_scenes(places, factors)
     if check_first:
         quick_check(scenes, chosen)
-    start = None if init is None else load_model(init)
     use_threads(training.batch_size * training.patch ** 2, threads)
     courses: list[Course] = []
-    _, history = train_flow(scenes, out, replace(model, factors=chosen), training, loss, place,
-                            start, flow_watch(recipe, validate, chosen, log, courses.append))
+    _, history = train_calibrated(
+        scenes, out, replace(model, factors=chosen), training, loss, place,
+        None if init is None else load_model(init),
+        flow_watch(recipe, validate, chosen, log, courses.append))
     tell_end(f'{history[-1]["bits_per_dim"]:.3f} bits per dimension', out, courses, STRIP)

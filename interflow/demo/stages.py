@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..calibrating import train_calibrated
 from ..clusters import call
 from ..core import photographs, read_image, write_image
 from ..crew import side_by_side
@@ -25,7 +26,6 @@ from ..sets import SetConfig, generate
 from ..sr.networks import load_network
 from ..sr.scores import BASELINE, evaluate
 from ..sr.training import Source, train_sr
-from ..training import train_flow
 
 # %% ../../nbs/6_using/02_demo.stages.ipynb #f388ac0c
 def chosen_photographs(
@@ -137,8 +137,8 @@ def train_first(
     processes: int = 1,     # at the same time
 ) -> tuple[InterFlow, Rows]:    # and its history
     "The flow, and meanwhile the SR networks that do not need it."
-    flow = (train_flow, known(train, config.trained), out / 'flow', config.model, config.training,
-            config.loss, device, init)
+    flow = (train_calibrated, known(train, config.trained), out / 'flow', config.model,
+            config.training, config.loss, device, init)
     networks = _trainings(true_sources(train, config), out, config, device)
     steps = config.training.steps + len(networks) * config.sr.steps
     return train_all([flow, *networks], steps, out, processes)[0]

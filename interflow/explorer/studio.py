@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ..band import to_band
 from ..checkpoints import load_model
 from ..core import data_folder, make_generator, to_pixels, to_tensor
+from ..crops import around_all
 from .gallery import Gallery, Part
 from ..generation import blend_pixels
 from ..model import Condition, InterFlow
@@ -116,8 +117,10 @@ class Studio(Encodings):
             made = blend_pixels(shots, factor)
         else:
             cond = self.condition(settings.model, part)
-            decoded = self.model(settings.model).decode(self.travelled(settings, number), cond)[0]
-            made = to_band(decoded, factor, None)      # as generation does
+            model, hr = self.model(settings.model), self.hr(part)
+            decoded = model.decode(self.travelled(settings, number), cond)[0]
+            around = around_all(model, settings.path, cond, hr[None], [factor])[0]
+            made = to_band(decoded, factor, None, None, around)      # as generation does
         return to_tensor(to_pixels(made))
 
     def known(self, settings: Settings) -> list[float]:

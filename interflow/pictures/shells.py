@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..band import to_band
 from ..core import InterflowError, check_image, make_generator
+from ..crops import around_all
 from ..generation import blend_pixels
 from ..mixing import carry, correlation
 from ..model import InterFlow
@@ -36,8 +37,8 @@ def walk(
     """Latents and images of one scene along a path, one for each of `factors`.
 
     The latents are the flow's; `model.normalise` each at its factor to compare it with the prior.
-    Images of the flow are in the band of their factor, as `generate_scene` makes them. Raises
-    `InterflowError` as `travel` does.
+    Images of the flow are finished as `generate_scene` does it. Raises `InterflowError` as `travel`
+    does.
     """
     cond = model.condition(check_image(hr, 'hr')[None])
     if find_path(path).latent is None:
@@ -52,8 +53,9 @@ def walk(
         generator = make_generator(seed, 'walk', device=hr.device)
         v = travel(model.prior, path, known, factor, shape, generator)
         latents.append(model.restore(v, cond, factor))
-        made.append(to_band(model.decode(latents[-1], cond), factor, None))
-    return torch.cat(latents), torch.cat(made)
+        around = around_all(model, path, cond, hr[None], [factor])[0]
+        made.append(to_band(model.decode(latents[-1], cond)[0], factor, None, None, around))
+    return torch.cat(latents), torch.stack(made)
 
 # %% ../../nbs/5_seeing/16_pictures.shells.ipynb #f23f14bd
 def _length(prior: GaussianPrior, z: Tensor, factor: float) -> Tensor:
