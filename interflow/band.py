@@ -181,7 +181,8 @@ def to_band(
 ) -> Tensor:                        # like `image`
     """The nearest image that was enlarged bicubically from a sensor grid of pitch `factor`.
 
-    Linear in the image where the phase is given; factors below `LEAST` change nothing. Keeps
+    Linear in the image where the phase is given; factors below `LEAST` change nothing. `around` is
+    for one image alone: its distance from the centre is calibrated (room `calibration`). Keeps
     device and dtype. Memory for a strip of `BLOCK` rows besides the result. Raises
     `InterflowError` for another shape and bad factors.
     """

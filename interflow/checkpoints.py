@@ -7,6 +7,7 @@ __all__ = ['save_model', 'load_model', 'fingerprint', 'published_name', 'from_pu
 
 # %% ../nbs/2_flow/11_checkpoints.ipynb #ef4e8d66
 import hashlib
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -38,8 +39,13 @@ def load_model(folder: str | Path) -> InterFlow:
 
 # %% ../nbs/2_flow/11_checkpoints.ipynb #fb7941be
 def fingerprint(model: nn.Module) -> str:
-    "A short hash of the weights of `model`, to recognise its results: 16 hexadecimal digits."
+    """A short hash of what decides the results of `model`: 16 hexadecimal digits.
+
+    That is its weights, and how a flow's draws are calibrated.
+    """
     digest = hashlib.sha256()
+    if calibration := getattr(model, 'calibration', None):
+        digest.update(json.dumps(calibration, sort_keys=True).encode())
     for name, value in sorted(model.state_dict().items()):
         digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]

@@ -22,7 +22,7 @@ from .paths import find_path, reduce_map, travel
 def centres(
     model: InterFlow,
     cond: Condition,                        # of B scenes
-    factors: Sequence[float | Tensor],      # B of them: numbers, or maps (h, w) on the latent's grid
+    factors: Sequence[float | Tensor],      # B of them: numbers, or maps (h, w) of latents
 ) -> Tensor:                                # (B, 3, H, W)
     "The images at the centres of the Gaussians, which draws are spread around."
     zeros = model.prior.means.new_zeros((1, *cond.shape[1:]))
