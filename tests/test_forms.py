@@ -338,3 +338,12 @@ def test_generate_does_not_write_into_its_photographs(place, out):
     with pytest.raises(InterflowError, match='input'):
         interflow.generate('flow', 'photos', out)
     assert sorted(place.rglob('*')) == before
+
+
+@pytest.mark.parametrize('out', ['pairs/HR', 'pairs/x2.1', 'pairs/HR/below', 'linked'])
+def test_a_judgement_leaves_no_figure_among_the_data(place, monkeypatch, capsys, out):
+    "judge.png among the HR images was an HR image without LR the next time."
+    (place / 'linked').symlink_to('pairs/HR')
+    before = sorted(place.rglob('*'))
+    code, lines = say(monkeypatch, capsys, f'judge flow pairs --device cpu --out {out}')
+    assert code == 2 and 'input' in lines[-1] and sorted(place.rglob('*')) == before, lines

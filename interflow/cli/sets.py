@@ -281,7 +281,7 @@ def judge_command(
     need('plots', *(['matplotlib'] if out or report else []))
     read = [path for scene in scenes for path in (scene.hr, *scene.lr.values())]
     files = [*(judging.judgement_files(out, name) if out else ()), *([report] if report else ())]
-    guard_outputs(files, read, judging.is_judgement)
+    guard_outputs(files, [*read, *{path.parent for path in read}], judging.is_judgement)
     settings: dict[str, Any] = dict(
         factors=_asked(scenes, factors), path=path, draws=draws, shots=shots,
         camera=camera, band=band, classify=classifier, seed=seed)
