@@ -209,3 +209,14 @@ def test_a_tiff_that_nothing_reads_is_called_one(tmp_path):
     (tmp_path / 'a.tif').write_bytes(tiff(VALUES[..., :3], 32_844))
     with pytest.raises(InterflowError, match='a TIFF of no format that is known'):
         read_original(tmp_path / 'a.tif')
+
+
+def test_what_is_missing_is_said_with_the_picture_that_needs_it(place, monkeypatch, capsys):
+    from interflow import core
+    (place / 'in/deep.png').write_bytes(deep_png(smooth([0, 1, 2])))
+    Image.fromarray((smooth([0, 1, 2]) >> 8).astype(np.uint8)).save(place / 'in/plain.png')
+    find = core.find_spec
+    monkeypatch.setattr(core, 'find_spec', lambda name: None if name == 'cv2' else find(name))
+    code, lines = say(monkeypatch, capsys, 'upscale net in out --factor 2 --device cpu')
+    assert code == 1 and (place / 'out/plain.png').exists() and not (place / 'out/deep.png').exists()
+    assert [line for line in lines if line.startswith("left aside: in/deep.png: cv2: not installed; pip install 'interflow-sr[sets]'")], lines

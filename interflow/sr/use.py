@@ -152,20 +152,21 @@ def _fewer(picture, results):
 
 def _make(net, path, target, results, notices, settings):
     "One picture, read, enlarged and written; `notices` is told what was changed."
-    picture = read_original(path)
-    if not results.metadata:
-        picture = replace(picture, exif=None)
-    bits = results.depth(picture)
     try:
+        picture = read_original(path)
+        if not results.metadata:
+            picture = replace(picture, exif=None)
         factor = settings[0]
         height, width = (round(length * factor) for length in picture.pixels.shape[:2])
         check_storable(picture, (height, width), results)
         notices(path, (*picture.notices, *_fewer(picture, results)))
         large = enlarge(net, to_tensor(picture.pixels), *settings)
     except InterflowError as fault:
-        raise InterflowError(f'{path}: {fault}') from None
+        named = str(fault).startswith(str(path))
+        raise InterflowError(str(fault) if named else f'{path}: {fault}') from None
+    data = encode_picture(large, picture, results.format, results.depth(picture))
     with whole_file(target) as temporary:
-        temporary.write_bytes(encode_picture(large, picture, results.format, bits))
+        temporary.write_bytes(data)
 
 # %% ../../nbs/4_super_resolution/20_sr.use.ipynb #d3574c52
 def _finished(net, results, settings):
