@@ -51,7 +51,7 @@ def to_band(
     image: np.ndarray,      # (3, H, W), as it was decoded: not clipped
     factor: float,          # the one it was decoded for; below 1.3 nothing changes
 ) -> np.ndarray:            # like `image`
-    "What `interflow generate` does to an image after decoding it. `ValueError` for other shapes."
+    "The band of `interflow generate`, without its calibration. `ValueError` for other shapes."
     if image.ndim != 3 or image.shape[0] != 3:
         raise ValueError(f'image has shape {image.shape}; give (3, H, W), one at a time')
     if factor < 1.3:

@@ -249,7 +249,7 @@ def test_the_flow_as_two_graphs(tmp_path, monkeypatch, capfd):
     model = flow()
     save_model(tmp_path / 'model', model)
     code, said, error = say(monkeypatch, capfd, tmp_path, 'export model graphs')
-    assert code == 0 and 'differ from the flow by' in said and 'the band is left out' in said and 'W:onnxruntime' not in error
+    assert code == 0 and 'differ from the flow by' in said and 'calibration and band are left out' in said and 'W:onnxruntime' not in error
     condition, decode = (onnxruntime.InferenceSession(file) for file in flow_files(tmp_path / 'graphs'))
     names = [value.name for value in condition.get_outputs()]
     for batch, height, width in ((1, 37, 42), (2, 16, 21), (3, 12, 40)):
@@ -269,7 +269,7 @@ def test_the_flow_as_two_graphs(tmp_path, monkeypatch, capfd):
     far = [(torch.as_tensor(made) - wanted).abs().max() for made in (whole, lr[0, :, :47, :71])]
     assert far[0] < 1e-4 < .1 < far[1], 'the image of generate by ONNX Runtime and NumPy alone'
     notes = decode.get_modelmeta().custom_metadata_map
-    assert 'band_numpy.py' in notes['band'] and notes['network'] == 'InterFlow' and json.loads(notes['factors']) == [2., 3., 4.] and 'band' in notes['path']
+    assert 'band_numpy.py' in notes['band'] and notes['calibration'] == 'none' and notes['network'] == 'InterFlow' and json.loads(notes['factors']) == [2., 3., 4.] and 'band' in notes['path']
     assert 'W:onnxruntime' not in capfd.readouterr().err
 
 

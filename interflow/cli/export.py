@@ -46,8 +46,8 @@ def export_command(
     """Write an SR network or a flow as graphs for any height, width and batch, after checking
     that they answer as the model does. With --height and --width for that size alone.
 
-    A flow's graphs leave the band out, the last step of generate: interflow/band_numpy.py has it
-    for NumPy, as to_band(lr, factor)."""
+    A flow's graphs leave out the last steps of generate: the calibration, and the band, which
+    interflow/band_numpy.py has for NumPy, as to_band(lr, factor)."""
     from interflow.exporting.networks import export_network  # imports wait: see `cli.words`
     from interflow.files import read_json
     from interflow.sr.networks import open_network
@@ -72,4 +72,4 @@ def _export_flow(model, folder, format):
     guard_outputs(flow_files(folder, format), model_files(model), made_before)
     difference = export_flow(load_model(model), folder, format)
     typer.echo(f'{folder}: condition.{format} and decode.{format}, differ from the flow by '
-               f'{difference:.1e}; the band is left out, see interflow/band_numpy.py')
+               f'{difference:.1e}; calibration and band are left out, see --help')

@@ -90,7 +90,7 @@ class Decoding(nn.Module):
         z = centre + (root @ noise.flatten(2)).unflatten(2, noise.shape[2:])
         if means is not None and log_scales is not None:
             share = weights[:, :, None, None, None]
-            z = z * (share * log_scales).sum(1).exp() + (share * means).sum(1)
+            z = z * (share * log_scales.exp()).sum(1) + (share * means).sum(1)
         return FastForm(self.flow, fine, coarse, folded=self.folded).decode(z)
 
 # %% ../../nbs/4_super_resolution/27_exporting.flow.ipynb #80c3ee51
@@ -132,6 +132,8 @@ def _notes(model, part):
             'factors': list(model.prior.factors), 'path': 'sample, not brought into the band',
             'band': 'left out; interflow/band_numpy.py, which needs NumPy alone, has it: '
                     'to_band(lr, factor), lr cut to the size of hr and not yet clipped',
+            'calibration': 'left out; generate with interflow.generation to have it'
+                           if getattr(model, 'calibration', None) else 'none',
             'range': '[0, 1], lr is not clipped', 'channels': 'RGB',
             'layout': 'batch, channel, row, column',
             'size': 'hr is mirrored to multiples of 4; cut lr to the size of hr',
