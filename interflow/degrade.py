@@ -142,14 +142,16 @@ def _packed(model):
     "All that a flow is."
     weights = {name: value.cpu().contiguous() for name, value in model.state_dict().items()}
     device = str(model.prior.means.device)
-    return type(model), model.config, save(weights), model.photographs, device
+    measured = {name: getattr(model, name) for name in model.measured}
+    return type(model), model.config, save(weights), measured, device
 
 
-def _unpacked(kind, config, weights, photographs, device):
+def _unpacked(kind, config, weights, measured, device):
     "The flow that was `_packed`."
     model = kind(config)
     model.load_state_dict(load(weights))
-    model.photographs = photographs
+    for name, value in measured.items():
+        setattr(model, name, value)
     return model.to(device).eval()
 
 

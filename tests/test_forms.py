@@ -347,3 +347,15 @@ def test_a_judgement_leaves_no_figure_among_the_data(place, monkeypatch, capsys,
     before = sorted(place.rglob('*'))
     code, lines = say(monkeypatch, capsys, f'judge flow pairs --device cpu --out {out}')
     assert code == 2 and 'input' in lines[-1] and sorted(place.rglob('*')) == before, lines
+
+
+def test_a_flow_that_travels_to_another_process_keeps_all_that_was_measured():
+    "Without its calibration it draws other images there."
+    import pickle
+
+    from interflow.degrade import Degrade
+    from interflow.loading import load
+    degrade = Degrade(load('shipped:flow'), 3.)
+    there, crops = pickle.loads(pickle.dumps(degrade)), torch.rand(1, 3, 48, 48, generator=make_generator(0))
+    assert all(getattr(there.model, name) == getattr(degrade.model, name) for name in degrade.model.measured)
+    assert torch.equal(there(crops)['lr'], degrade(crops)['lr'])
