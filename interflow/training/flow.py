@@ -108,8 +108,7 @@ def train_flow(
     model.photographs = photographs  # type: ignore[assignment] # no weight, so no tensor
     settings = {'model': asdict(model_config), 'loss': asdict(weights),
                 'scenes': [scene.name for scene in scenes]}
-    if init is not None:
-        settings['init'] = fingerprint(init)
+    settings |= {} if init is None else {'init': fingerprint(init)}
 
     def loss(model, batch, generator):
         return interflow_loss(model, batch, generator, weights)
@@ -119,6 +118,7 @@ def train_flow(
     kept = {name: value for name, value in settings.items() if name != 'scenes'}
     model.run = run_record([scene.name for scene in scenes],
                            plain({'training': decisive(config), **kept}), history)
-    if writes():
+    if writes():    # what calibrated the weights before is not of these
+        (Path(out) / 'model/calibration.json').unlink(missing_ok=True)
         save_model(Path(out) / 'model', model)
     return model, history
