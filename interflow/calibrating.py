@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MIDDLE', 'DRAWS', 'EDGE', 'ROUNDS', 'SCENES', 'Looked', 'look', 'balance', 'calibrate', 'train_calibrated']
 
-# %% ../nbs/3_degradation/38_calibrating.ipynb #381f83da
+# %% ../nbs/3_degradation/38_calibrating.ipynb #ce00dd1b
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,10 +32,7 @@ from .generation import generate_scene
 from .model import InterFlow
 from .training import train_flow, writes
 
-# %% ../nbs/3_degradation/38_calibrating.ipynb #7de5e7aa
-MIDDLE, DRAWS = 256, 2      # pixels a side that are looked at, at most; draws of each pair
-
-
+# %% ../nbs/3_degradation/38_calibrating.ipynb #fbf9b761
 class Looked(NamedTuple):
     "What is compared: one pair, at one factor."
     hr: Tensor              # (3, H, W)
@@ -44,6 +41,9 @@ class Looked(NamedTuple):
     phases: list            # of each draw
     true: Tensor            # (3, H, W): the photograph less its centre, grey levels
     factor: float
+
+# %% ../nbs/3_degradation/38_calibrating.ipynb #2f44b336
+MIDDLE, DRAWS = 256, 2      # pixels a side that are looked at, at most; draws of each pair
 
 
 def look(
@@ -67,7 +67,7 @@ def look(
     return Looked(hr, torch.stack(draws), centre, [fit_phase(x, factor) for x in draws], true,
                   factor)
 
-# %% ../nbs/3_degradation/38_calibrating.ipynb #52007759
+# %% ../nbs/3_degradation/38_calibrating.ipynb #793f47b2
 EDGE, ROUNDS = 16, 4        # pixels; texture, frequency, texture, frequency
 
 
@@ -97,16 +97,16 @@ def balance(
         now = Calibration((pairs[0].factor,), frequency[None], texture[None])
         both = [(pair, pair.true[None], _made(pair, now)) for pair in pairs]
         if k % 2:
-            true, drawn = (sum(plane_power(values[i], pair.factor) for pair, *values in both)
-                           for i in (0, 1))
+            true, drawn = (torch.stack([plane_power(values[i], pair.factor)
+                                        for pair, *values in both]).sum(0) for i in (0, 1))
             frequency = (frequency * fit_gains(true, drawn)).clamp(1 / MOST, MOST)
         else:
-            true, drawn = (sum(_spread(values[i], pair.hr) for pair, *values in both)
-                           for i in (0, 1))
+            true, drawn = (torch.stack([_spread(values[i], pair.hr) for pair, *values in both])
+                           .sum(0) for i in (0, 1))
             texture = (texture * ((true + 1) / (drawn + 1)).sqrt()).clamp(1 / MOST, MOST)
     return Calibration((pairs[0].factor,), frequency[None], texture[None])
 
-# %% ../nbs/3_degradation/38_calibrating.ipynb #9bfb0bd5
+# %% ../nbs/3_degradation/38_calibrating.ipynb #c925a6b5
 SCENES = 18     # looked at, at most
 
 
@@ -136,7 +136,7 @@ def calibrate(
     model.calibration = calibration.plain()
     return calibration
 
-# %% ../nbs/3_degradation/38_calibrating.ipynb #66bf63da
+# %% ../nbs/3_degradation/38_calibrating.ipynb #466b3706
 def train_calibrated(
     scenes: Sequence[Scene],        # with LR images at all factors of the model
     out: str | Path,                # the run's folder

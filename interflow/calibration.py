@@ -6,7 +6,7 @@
 __all__ = ['BINS', 'MOST', 'TEXTURES', 'SIDE', 'VERSION', 'split_colours', 'join_colours', 'plane_power', 'fit_gains', 'textures',
            'Calibration', 'read_calibration', 'Around']
 
-# %% ../nbs/2_flow/28_calibration.ipynb #e3fa3c7c
+# %% ../nbs/2_flow/28_calibration.ipynb #95828dae
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from torch import Tensor
 from .core import InterflowError
 from .prior import neighbours
 
-# %% ../nbs/2_flow/28_calibration.ipynb #99ffa800
+# %% ../nbs/2_flow/28_calibration.ipynb #4b87f932
 def split_colours(
     images: Tensor,     # (..., 3, H, W) RGB, also differences
 ) -> Tensor:            # (..., 3, H, W)
@@ -37,7 +37,7 @@ def join_colours(
     green = bright - (.299 * red + .114 * blue) / .587
     return torch.stack([red + bright, green, blue + bright], -3)
 
-# %% ../nbs/2_flow/28_calibration.ipynb #affaec7c
+# %% ../nbs/2_flow/28_calibration.ipynb #fe729b4a
 BINS = 10       # of frequency, from 0 to the sensor's Nyquist frequency
 
 
@@ -62,7 +62,7 @@ def plane_power(
     sums = [torch.bincount(places, weights=plane[seen], minlength=BINS ** 2) for plane in power]
     return torch.stack(sums).view(3, BINS, BINS)
 
-# %% ../nbs/2_flow/28_calibration.ipynb #860a7f08
+# %% ../nbs/2_flow/28_calibration.ipynb #b1a705b3
 MOST = 2.       # gains lie between 1/MOST and MOST
 
 
@@ -81,7 +81,7 @@ def fit_gains(
         found.append(torch.linalg.lstsq(design * weight, both * weight).solution[:, 0])
     return torch.stack(found).clamp(-math.log(MOST), math.log(MOST)).exp()
 
-# %% ../nbs/2_flow/28_calibration.ipynb #49dbdffb
+# %% ../nbs/2_flow/28_calibration.ipynb #98538ec9
 TEXTURES = (1., 2., 4., 8., 16., 32.)   # grey levels, standard deviation of HR's luma
 SIDE = 7        # pixels of the window
 
@@ -97,7 +97,7 @@ def textures(
     numbers = torch.arange(len(TEXTURES), device=hr.device)
     return (1 - (place - numbers[:, None, None]).abs()).clamp_min(0)
 
-# %% ../nbs/2_flow/28_calibration.ipynb #93d67477
+# %% ../nbs/2_flow/28_calibration.ipynb #e24e2345
 VERSION = 1
 
 
@@ -139,15 +139,20 @@ def read_calibration(
     except (KeyError, TypeError, ValueError, RuntimeError):
         raise InterflowError('calibration.json: holds no gains; calibrate the flow again') from None
 
-# %% ../nbs/2_flow/28_calibration.ipynb #a22ef70d
+# %% ../nbs/2_flow/28_calibration.ipynb #32348248
 class Around(NamedTuple):
     "What a draw was drawn around, and how its distance from there is calibrated."
     centre: Tensor              # (3, H, W), the image at the centre of the Gaussian
     shares: Tensor              # (6, H, W), `textures` of the HR image
     calibration: Calibration
 
-    def planes(self, rows: slice, image: Tensor, factor: float) -> Tensor:
-        "The difference of `image` (3, H, W) in these rows, split, times the gain of the texture."
+    def planes(
+        self,
+        rows: slice,
+        image: Tensor,      # (3, H, W), the draw
+        factor: float,      # true
+    ) -> Tensor:            # (3, rows, W)
+        "The difference of a draw from its centre in these rows, split, times the texture's gain."
         gain = self.calibration.at(factor)[1].to(self.shares)
         spread = torch.einsum('t,thw->hw', gain, self.shares[:, rows])
         return split_colours(image[:, rows] - self.centre[:, rows]) * spread

@@ -11,7 +11,7 @@ import math
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, zip_longest
 from typing import NamedTuple
 
 import torch
@@ -134,13 +134,14 @@ def _space(shape, like):
         return torch.from_file(file.name, shared=True, size=size, dtype=like.dtype).view(shape)
 
 
-def _noises(shape, generators, statistics, like, centres=0):
-    """Whitened vectors of a whole image for each generator, (F, *shape), where `like` is.
+def _noises(image, generators, statistics, like, count):
+    """Whitened vectors of a whole image for each generator, (F, 1, 48, h, w), where `like` is.
 
-    Standard normal, or with the `statistics` given; then `centres` more, the mean of each.
+    Standard normal, or with the `statistics` given; then their means, up to `count` of all.
     """
-    drawn = _space((len(generators) + centres, *shape), like)
-    for u, generator in zip(drawn, [*generators, *[None] * centres]):
+    shape = (1, 48, *(side // 4 for side in image.shape[-2:]))
+    drawn = _space((count, *shape), like)
+    for u, generator in zip_longest(drawn, generators):
         u.zero_() if generator is None else torch.randn(shape, generator=generator, out=u)
         if statistics is not None:
             turned = (statistics.root.to(u) @ u.flatten(2)).view_as(u)
@@ -211,16 +212,23 @@ def _make_scene(model, read, windows, wanted, errors, padded):
 
 # %% ../nbs/3_degradation/03_generation.ipynb #b2679bee
 def calibration_of(
-    model: InterFlow,
+    model: InterFlow | None,
     path: Path,
 ) -> Calibration | None:
     "How what `path` draws is calibrated; None for paths that start from photographs."
-    drawn = path.draws and not path.images and getattr(model, 'calibration', None)
-    return read_calibration(model.calibration) if drawn else None  # type: ignore[arg-type]
+    gains = getattr(model, 'calibration', None) if path.draws and not path.images else None
+    return None if gains is None else read_calibration(gains)
 
 
 def _key(factor):
     return id(factor) if torch.is_tensor(factor) else factor
+
+
+def _wishes(model, path, factors, band):
+    "The calibration, and all that is made: `factors`, then those whose centres it needs, once each."
+    calibration = calibration_of(model, path) if band else None
+    centres = {_key(factor): factor for factor in factors}.values() if calibration else ()
+    return calibration, [*factors, *centres]
 
 
 def _into_band(made, factors, hr=None, calibration=None):
@@ -268,14 +276,11 @@ def generate_scene(
     padded, (height, width) = pad_to_multiple(hr)
     windows = tiles(padded.shape[-2], padded.shape[-1], tile, margin)
     read = _reader(model, padded, {f: pad_to_multiple(image)[0] for f, image in lr.items()})
-    shape = (1, 48, padded.shape[-2] // 4, padded.shape[-1] // 4)
-    calibration = calibration_of(model, record) if band else None
-    centres = list({_key(factor): factor for factor in factors}.values()) if calibration else []
-    noises = (_noises(shape, generators, statistics, hr, len(centres)) if record.draws else
-              [None] * len(factors))
+    calibration, every = _wishes(model, record, factors, band)
+    noises = (_noises(padded, generators, statistics, hr, len(every)) if record.draws else
+              [None] * len(every))
     r = _correlations(model, windows, read) if record.whole and len(windows) > 1 else None
-    grids = [reduce_map(factor) if torch.is_tensor(factor) else factor
-             for factor in [*factors, *centres]]
+    grids = [reduce_map(factor) if torch.is_tensor(factor) else factor for factor in every]
     wanted = _Wanted(record, grids, noises, temperature, extrapolate, r, share, len(factors))
     made = _make_scene(model, read, windows, wanted, errors, padded)[..., :height, :width]
     yield from _into_band(made, factors, hr, calibration) if band else made

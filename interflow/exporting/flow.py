@@ -129,7 +129,7 @@ def _drawn(model, answers, seed):
 def _notes(model, part):
     "What the files say of themselves."
     return {'network': 'InterFlow', 'part': part, 'flow': fingerprint(model),
-            'factors': list(model.prior.factors), 'path': 'sample, not brought into the band',
+            'factors': list(model.prior.factors), 'path': 'sample, neither calibrated nor in the band',
             'band': 'left out; interflow/band_numpy.py, which needs NumPy alone, has it: '
                     'to_band(lr, factor), lr cut to the size of hr and not yet clipped',
             'calibration': 'left out; generate with interflow.generation to have it'
@@ -153,7 +153,9 @@ def export_flow(
     folder: str | Path,                         # for condition.FORMAT and decode.FORMAT
     format: Literal['onnx', 'pt2'] = 'onnx',    # ending of both
 ) -> float:                                     # the largest difference found
-    """Write a flow as two graphs for any height, width and batch; the band is left out.
+    """Write a flow as two graphs for any height, width and batch.
+
+    Calibration and band are left out, the last steps of `generate_scene`.
 
     Raises `InterflowError` for a missing package, a flow that is not folded, and graphs that do
     not agree with the flow to 1e-4; then nothing is written.
