@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MIDDLE', 'DRAWS', 'EDGE', 'ROUNDS', 'SCENES', 'Looked', 'look', 'balance', 'calibrate', 'train_calibrated']
 
-# %% ../nbs/3_degradation/38_calibrating.ipynb #ce00dd1b
+# %% ../nbs/3_degradation/38_calibrating.ipynb #9f744340
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,14 +25,14 @@ from interflow.calibration import (
     split_colours,
     textures,
 )
-from .checkpoints import save_model
+from .checkpoints import load_model, save_model
 from .core import in_8_bits, make_generator, progress, to_tensor
 from .data import Scene, read_scene
 from .generation import generate_scene
 from .model import InterFlow
 from .training import train_flow, writes
 
-# %% ../nbs/3_degradation/38_calibrating.ipynb #fbf9b761
+# %% ../nbs/3_degradation/38_calibrating.ipynb #aa86513c
 class Looked(NamedTuple):
     "What is compared: one pair, at one factor."
     hr: Tensor              # (3, H, W)
@@ -42,7 +42,7 @@ class Looked(NamedTuple):
     true: Tensor            # (3, H, W): the photograph less its centre, grey levels
     factor: float
 
-# %% ../nbs/3_degradation/38_calibrating.ipynb #2f44b336
+# %% ../nbs/3_degradation/38_calibrating.ipynb #222eb2ef
 MIDDLE, DRAWS = 256, 2      # pixels a side that are looked at, at most; draws of each pair
 
 
@@ -67,7 +67,7 @@ def look(
     return Looked(hr, torch.stack(draws), centre, [fit_phase(x, factor) for x in draws], true,
                   factor)
 
-# %% ../nbs/3_degradation/38_calibrating.ipynb #793f47b2
+# %% ../nbs/3_degradation/38_calibrating.ipynb #a7cbe18d
 EDGE, ROUNDS = 16, 4        # pixels; texture, frequency, texture, frequency
 
 
@@ -106,7 +106,7 @@ def balance(
             texture = (texture * ((true + 1) / (drawn + 1)).sqrt()).clamp(1 / MOST, MOST)
     return Calibration((pairs[0].factor,), frequency[None], texture[None])
 
-# %% ../nbs/3_degradation/38_calibrating.ipynb #c925a6b5
+# %% ../nbs/3_degradation/38_calibrating.ipynb #0e3989f7
 SCENES = 18     # looked at, at most
 
 
@@ -136,14 +136,17 @@ def calibrate(
     model.calibration = calibration.plain()
     return calibration
 
-# %% ../nbs/3_degradation/38_calibrating.ipynb #466b3706
+# %% ../nbs/3_degradation/38_calibrating.ipynb #74f7d0e1
 def train_calibrated(
     scenes: Sequence[Scene],        # with LR images at all factors of the model
     out: str | Path,                # the run's folder
     *arguments: Any,                # further ones of `train_flow`
 ) -> tuple[InterFlow, list[dict[str, Any]]]:    # (model, history)
-    "`train_flow`, then `calibrate` on the same scenes; `out/model` holds both."
+    "`train_flow`, then `calibrate` on the same scenes: `out/model`, and `out/best` where it is."
     model, history = train_flow(scenes, out, *arguments)
-    if writes() and calibrate(model, scenes):
-        save_model(Path(out) / 'model', model)
+    if writes():
+        for place in (Path(out) / 'best', Path(out) / 'model'):
+            which = model if place.name == 'model' else place.is_dir() and load_model(place)
+            if which and calibrate(which, scenes):
+                save_model(place, which)
     return model, history

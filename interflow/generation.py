@@ -225,7 +225,7 @@ def _key(factor):
 
 
 def _wishes(model, path, factors, band):
-    "The calibration, and all that is made: `factors`, then those whose centres it needs, once each."
+    "The calibration, and all that is made: `factors`, then those whose centres it needs."
     calibration = calibration_of(model, path) if band else None
     centres = {_key(factor): factor for factor in factors}.values() if calibration else ()
     return calibration, [*factors, *centres]

@@ -74,7 +74,7 @@ def test_densities_of_a_prior_that_knows_the_scene(factors, scenes):
         expected = prior.log_prob(normalise(z, here), factor) - here[1].sum((1, 2, 3)).repeat(4 // scenes)
         assert torch.allclose(found[:, k], expected, rtol=1e-9)
         spans.append((found[:, k] - log_densities(prior, z, asked)[:, k]).abs().min().item())
-    assert min(spans) > 1, 'the scene has a part in it'
+    assert min(spans) > .1, 'the scene has a part in it'
     even = moments._replace(mean=0 * moments.mean, log_scale=0 * moments.mean)
     assert torch.allclose(log_densities(prior, z, asked, moments=even), log_densities(prior, z, asked), rtol=1e-9), 'no moments, as published'
 

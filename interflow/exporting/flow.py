@@ -129,7 +129,7 @@ def _drawn(model, answers, seed):
 def _notes(model, part):
     "What the files say of themselves."
     return {'network': 'InterFlow', 'part': part, 'flow': fingerprint(model),
-            'factors': list(model.prior.factors), 'path': 'sample, neither calibrated nor in the band',
+            'factors': list(model.prior.factors), 'path': 'sample, not calibrated, not in the band',
             'band': 'left out; interflow/band_numpy.py, which needs NumPy alone, has it: '
                     'to_band(lr, factor), lr cut to the size of hr and not yet clipped',
             'calibration': 'left out; generate with interflow.generation to have it'
