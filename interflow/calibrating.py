@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MIDDLE', 'DRAWS', 'EDGE', 'ROUNDS', 'SCENES', 'Looked', 'look', 'balance', 'calibrate', 'train_calibrated']
 
-# %% ../nbs/3_degradation/38_calibrating.ipynb #9f744340
+# %% ../nbs/3_degradation/38_calibrating.ipynb #b69fe807
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,7 +32,7 @@ from .generation import generate_scene
 from .model import InterFlow
 from .training import train_flow, writes
 
-# %% ../nbs/3_degradation/38_calibrating.ipynb #aa86513c
+# %% ../nbs/3_degradation/38_calibrating.ipynb #7f65837d
 class Looked(NamedTuple):
     "What is compared: one pair, at one factor."
     hr: Tensor              # (3, H, W)
@@ -42,7 +42,7 @@ class Looked(NamedTuple):
     true: Tensor            # (3, H, W): the photograph less its centre, grey levels
     factor: float
 
-# %% ../nbs/3_degradation/38_calibrating.ipynb #222eb2ef
+# %% ../nbs/3_degradation/38_calibrating.ipynb #4c1a87a8
 MIDDLE, DRAWS = 256, 2      # pixels a side that are looked at, at most; draws of each pair
 
 
@@ -67,7 +67,7 @@ def look(
     return Looked(hr, torch.stack(draws), centre, [fit_phase(x, factor) for x in draws], true,
                   factor)
 
-# %% ../nbs/3_degradation/38_calibrating.ipynb #a7cbe18d
+# %% ../nbs/3_degradation/38_calibrating.ipynb #7de00cd4
 EDGE, ROUNDS = 16, 4        # pixels; texture, frequency, texture, frequency
 
 
@@ -106,7 +106,7 @@ def balance(
             texture = (texture * ((true + 1) / (drawn + 1)).sqrt()).clamp(1 / MOST, MOST)
     return Calibration((pairs[0].factor,), frequency[None], texture[None])
 
-# %% ../nbs/3_degradation/38_calibrating.ipynb #0e3989f7
+# %% ../nbs/3_degradation/38_calibrating.ipynb #c7daa150
 SCENES = 18     # looked at, at most
 
 
@@ -136,7 +136,7 @@ def calibrate(
     model.calibration = calibration.plain()
     return calibration
 
-# %% ../nbs/3_degradation/38_calibrating.ipynb #74f7d0e1
+# %% ../nbs/3_degradation/38_calibrating.ipynb #3adfce5f
 def train_calibrated(
     scenes: Sequence[Scene],        # with LR images at all factors of the model
     out: str | Path,                # the run's folder

@@ -212,8 +212,8 @@ def _make_scene(model, read, windows, wanted, errors, padded):
 
 # %% ../nbs/3_degradation/03_generation.ipynb #b2679bee
 def calibration_of(
-    model: InterFlow | None,
-    path: Path,
+    model: InterFlow | None,        # None has none
+    path: Path,                     # a row of `PATHS`
 ) -> Calibration | None:
     "How what `path` draws is calibrated; None for paths that start from photographs."
     gains = getattr(model, 'calibration', None) if path.draws and not path.images else None
