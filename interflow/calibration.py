@@ -129,7 +129,7 @@ def read_calibration(
     "`InterflowError` for another version and what is none."
     if plain.get('version') != VERSION:
         raise InterflowError(f'calibration.json: version {plain.get("version")}, not {VERSION}; '
-                             'calibrate the flow again')
+                             'measure it anew by interflow.calibrating.calibrate')
     try:
         values = [torch.tensor(plain[name], dtype=torch.float64)
                   for name in ('frequency', 'texture')]
@@ -137,7 +137,8 @@ def read_calibration(
         gains = values[0].view(count, 3, BINS), values[1].view(count, len(TEXTURES))
         return Calibration(tuple(plain['factors']), *gains)
     except (KeyError, TypeError, ValueError, RuntimeError):
-        raise InterflowError('calibration.json: holds no gains; calibrate the flow again') from None
+        raise InterflowError('calibration.json: holds no gains; measure them anew by '
+                             'interflow.calibrating.calibrate') from None
 
 # %% ../nbs/2_flow/28_calibration.ipynb #32348248
 class Around(NamedTuple):

@@ -228,7 +228,8 @@ class Moments(NamedTuple):
     ) -> tuple[Tensor, Tensor]:
         """`(mean, log_scale)` at `factor`, each (B, C, h, w).
 
-        Straight lines of mean and scale between the factors that `prior` knows.
+        Straight lines of mean and scale between the factors that `prior` knows; beyond them of mean
+        and log scale.
         """
         if isinstance(factor, list):
             scenes = [self.of(number).at(prior, each) for number, each in enumerate(factor)]
@@ -253,9 +254,11 @@ class Moments(NamedTuple):
     def _between(self, prior, i, a):
         low, high = (self.factors.index(prior.factors[k])
                      for k in (i, min(i + 1, len(prior.factors) - 1)))
-        mean, scale = (torch.lerp(values[low], values[high], a)
-                       for values in (self.mean, self.log_scale.exp()))
-        return mean, scale.log()
+        steps = self.log_scale[high] - self.log_scale[low]
+        a = torch.as_tensor(a).to(steps)
+        inside = a.clamp(0, 1)      # beyond the trained factors a line could fall below zero
+        moved = torch.log1p(inside * torch.expm1(steps)) + (a - inside) * steps
+        return torch.lerp(self.mean[low], self.mean[high], a), self.log_scale[low] + moved
 
 # %% ../nbs/2_flow/09_prior.ipynb #d5b9ecf9
 def normalise(

@@ -201,12 +201,12 @@ def test_the_command_tells_by_exit_code_and_files(good, bad, tmp_path):
 
 @pytest.mark.parametrize('command', ['train', 'train-sr'])
 def test_trainings_look_first(bad, tmp_path, command, monkeypatch):
+    import interflow.calibrating
     import interflow.sr.training
-    import interflow.training
 
     def begin(*arguments):
         raise InterflowError('it begins')
-    monkeypatch.setattr(interflow.training, 'train_flow', begin)
+    monkeypatch.setattr(interflow.calibrating, 'train_flow', begin)
     monkeypatch.setattr(interflow.sr.training, 'train_sr', begin)
     assert 'it begins' in str(run(command, bad, tmp_path / 'out').exception)
     for name in NAMES:

@@ -111,9 +111,9 @@ def test_log_prob_is_the_priors_density_times_the_volume(model):
     mean, root = model.prior.gaussian(3.3)
     mean = mean.expand(48)
     if cond.moments is not None:      # 3.3 lies at .4 of the way from 3.0 to 3.75
-        move, log_scale = (.6 * values[1, 0, :, 0, 0] + .4 * values[2, 0, :, 0, 0]
-                           for values in cond.moments[1:])
-        mean, root = move + log_scale.exp() * mean, log_scale.exp()[:, None] * root
+        move, scale = (.6 * values[1, 0, :, 0, 0] + .4 * values[2, 0, :, 0, 0]
+                       for values in (cond.moments.mean, cond.moments.log_scale.exp()))
+        mean, root = move + scale * mean, scale[:, None] * root
     density = torch.distributions.MultivariateNormal(mean, root @ root.T).log_prob(z[0, :, 0, 0])
     volume = autograd_log_det(lambda lr: model.encode(lr, cond)[0], x)
     assert torch.allclose(model.log_prob(x, cond, 3.3), density + volume, rtol=1e-9)
