@@ -228,8 +228,7 @@ class Moments(NamedTuple):
     ) -> tuple[Tensor, Tensor]:
         """`(mean, log_scale)` at `factor`, each (B, C, h, w).
 
-        Straight lines of mean and scale between the factors that `prior` knows; beyond them of mean
-        and log scale.
+        Straight lines of mean and scale between the factors that `prior` knows.
         """
         if isinstance(factor, list):
             scenes = [self.of(number).at(prior, each) for number, each in enumerate(factor)]
@@ -254,8 +253,7 @@ class Moments(NamedTuple):
     def _between(self, prior, i, a):
         low, high = (self.factors.index(prior.factors[k])
                      for k in (i, min(i + 1, len(prior.factors) - 1)))
-        steps = self.log_scale[high] - self.log_scale[low]
-        a = torch.as_tensor(a).to(steps)
+        a, steps = torch.as_tensor(a).to(self.mean), self.log_scale[high] - self.log_scale[low]
         inside = a.clamp(0, 1)      # beyond the trained factors a line could fall below zero
         moved = torch.log1p(inside * torch.expm1(steps)) + (a - inside) * steps
         return torch.lerp(self.mean[low], self.mean[high], a), self.log_scale[low] + moved
