@@ -223,13 +223,10 @@ class Moments(NamedTuple):
 
     def at(
         self,
-        prior: GaussianPrior,
+        prior: GaussianPrior,  # it knows all or some of the `factors`
         factor: Factor,        # a list has one for each of the B scenes
     ) -> tuple[Tensor, Tensor]:
-        """`(mean, log_scale)` at `factor`, each (B, C, h, w).
-
-        Straight lines of mean and scale between the factors that `prior` knows.
-        """
+        "`(mean, log_scale)`, (B, C, h, w): straight lines of mean and scale between the factors."
         if isinstance(factor, list):
             scenes = [self.of(number).at(prior, each) for number, each in enumerate(factor)]
             mean, log_scale = (torch.cat(parts) for parts in zip(*scenes, strict=True))
