@@ -1,4 +1,5 @@
 """Trainings that are killed, stopped, lost, given longer, given a damaged disk: what they leave, and how they go on."""
+import itertools
 import json
 import math
 import multiprocessing
@@ -38,12 +39,12 @@ def line_loss(model, batch, generator):
     return (model(batch['x']) - batch['y'] + noise).square().mean(), {}
 
 
-def train_line(out, config=LINE, batches=line_batches, **more):
+def train_line(out, config=LINE, batches=line_batches, loss=line_loss, **more):
     "The weights of a line, and its history."
     torch.set_num_threads(1)
     torch.manual_seed(0)
     line = nn.Linear(1, 1)
-    history = fit(line, line_loss, batches, config, out, device='cpu', **more)
+    history = fit(line, loss, batches, config, out, device='cpu', **more)
     return torch.cat([line.weight.detach()[0], line.bias.detach()]), history
 
 
@@ -300,13 +301,15 @@ def test_a_run_that_diverges_at_the_command_line(pairs, tmp_path):
 # ---------------------------------------------------------------- given longer
 
 def _train_twice(out, ready, end):
-    "Hold the folder in the middle of a training until told."
-    def waiting(step):
-        if step == 4:
+    "Hold the folder in the middle of a training until told: in a loss, where nothing is being written (batches are made ahead, beside a save)."
+    calls = itertools.count()
+
+    def waiting(model, batch, generator):
+        if next(calls) == 5:
             ready.set()
-            end.wait(30)
-        return line_batches(step)
-    train_line(out, batches=waiting)
+            end.wait(120)
+        return line_loss(model, batch, generator)
+    train_line(out, loss=waiting)
 
 
 def test_a_second_run_in_the_same_folder_is_refused_and_a_killed_one_holds_nothing(tmp_path):
@@ -315,13 +318,13 @@ def test_a_second_run_in_the_same_folder_is_refused_and_a_killed_one_holds_nothi
         out, ready, end = tmp_path / f'run{killed}', FRESH.Event(), FRESH.Event()
         first = FRESH.Process(target=_train_twice, args=(out, ready, end))
         first.start()
-        assert ready.wait(30)
+        assert ready.wait(120)
         before = sorted(path.name for path in out.rglob('*'))
         with pytest.raises(InterflowError, match='another run trains here'):
             train_line(out)
         assert sorted(path.name for path in out.rglob('*')) == before, 'nothing was swept away'
         first.kill() if killed else end.set()
-        first.join(30)
+        first.join(120)
         assert torch.equal(train_line(out)[0], undisturbed), 'the folder is free again'
 
 
