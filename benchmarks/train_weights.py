@@ -4,7 +4,7 @@
 
 About an hour on one quiet core; interrupted, the same command goes on. The flow: WORK/longer/model.
 Eight simulated sets of the 18 training photographs, each with other noise, residuals and colour: four of whole photographs, two at .7 and two at .5 of their size.
-Three stages, each from where the one before ended: the mean image first (L1 of the centre), then draws judged by the CRPS, then the same longer and with more weight. At the end the draws are calibrated on the same pairs.
+Three stages, each from where the one before ended: the mean image first (L1 of the centre), then draws judged by the CRPS, then the same longer and with more weight. At the end the draws are calibrated by five takes of each training photograph and of those that are held out.
 """
 import argparse
 from dataclasses import replace
@@ -41,7 +41,7 @@ def train(work, device):
     for name, (steps, rate, weights) in STAGES.items():
         config = replace(PRESETS['tiny'], steps=steps, learning_rate=rate, save_every=500)
         model, _ = train_flow(scenes, work / name, InterFlowConfig.tiny(FACTORS), config, weights, device, init=model)
-    calibrate(model, scenes[:len(photographs('train'))])     # of the first set
+    calibrate(model, simulate(photographs('train') + photographs('val'), work / 'takes', FACTORS, 'canon', len(SCALES), takes=5))
     save_model(work / name / 'model', model)
     return work / name / 'model'
 

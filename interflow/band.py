@@ -145,12 +145,12 @@ def _strips(rows_of, size, factor, phase, like, gains=None):
 
 def _calibrated(image, factor, phase, around):
     "The strips of a draw: those of its centre, and of its difference from there, filtered."
-    size, gains = image.shape[-2:], around.calibration.at(factor)[0]
+    size, gains = image.shape[-2:], around.calibration.at(factor).frequency
     centre = _strips(lambda rows: around.centre[:, rows], size, factor, phase, image)
     planes = _strips(lambda rows: around.planes(rows, image, factor), size, factor, phase, image,
-                     gains)
+                     gains.flatten(0, 1))
     for (rows, strip), (_, differences) in zip(centre, planes):
-        yield rows, strip + join_colours(differences)
+        yield rows, strip + join_colours(differences.unflatten(0, (-1, 3)).sum(0))
 
 
 def _write(out, image, factor, phase, weight=None, around=None):

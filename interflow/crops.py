@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .band import to_band
-from .calibration import Around, textures
+from .calibration import Around, places
 from .core import pad_to_multiple
 from .generation import calibration_of
 from .model import Condition, InterFlow
@@ -44,7 +44,7 @@ def around_all(
         return [None] * len(hr)
     height, width = hr.shape[-2:]
     middle = centres(model, cond, factors)[..., :height, :width]
-    return [Around(centre, textures(one), calibration) for centre, one in zip(middle, hr)]
+    return [Around(centre, places(one), calibration) for centre, one in zip(middle, hr)]
 
 # %% ../nbs/3_degradation/35_crops.ipynb #40fa93b5
 @torch.inference_mode()

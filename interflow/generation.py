@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .band import to_band
-from .calibration import Around, Calibration, read_calibration, textures
+from .calibration import Around, Calibration, places, read_calibration
 from .core import InterflowError, pad_to_multiple
 from .model import InterFlow
 from .paths import Path, find_path, reduce_map, source, travel, whitened_pair
@@ -236,11 +236,11 @@ def _into_band(made, factors, hr=None, calibration=None):
 
     With a `calibration` their centres follow in `made`, one for each factor that differs.
     """
-    work, shares = _space(made.shape[1:], made), None if calibration is None else textures(hr)
+    work, place = _space(made.shape[1:], made), None if calibration is None else places(hr)
     centres = dict(zip(dict.fromkeys(map(_key, factors)), made[len(factors):]))
     for image, factor in zip(made, factors):
-        around = (None if shares is None or calibration is None else
-                  Around(centres[_key(factor)], shares, calibration))
+        around = (None if place is None or calibration is None else
+                  Around(centres[_key(factor)], place, calibration))
         yield image.copy_(to_band(image, factor, None, work, around))
 
 # %% ../nbs/3_degradation/03_generation.ipynb #b4b61d0d

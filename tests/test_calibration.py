@@ -1,31 +1,45 @@
 """Draws vary as photographs do: gains of 1 change nothing inside, known gains are found again, and they travel with the weights."""
+import shutil
+
 import pytest
 import torch
 
 from interflow.band import to_band
-from interflow.calibrating import Looked, balance, calibrate
+from interflow.calibrating import (
+    Looked,
+    balance,
+    between,
+    calibrate,
+    grid,
+    strength,
+    takes_of,
+    together,
+)
 from interflow.calibration import (
     BINS,
-    TEXTURES,
+    GREYS,
+    SHAPES,
     Around,
     Calibration,
+    Gains,
+    places,
     plane_power,
     read_calibration,
-    textures,
+    split_colours,
 )
 from interflow.checkpoints import load_model, save_model
 from interflow.core import InterflowError, data_folder, make_generator, photographs, read_image
 from interflow.crops import centres, make_crops
-from interflow.data import simulate
+from interflow.data import read_set, simulate
 from interflow.generation import generate_scene, smooth_map
 from interflow.model import InterFlow, InterFlowConfig
 
 INSIDE = (..., slice(16, -16), slice(16, -16))
 
 
-def calibration(frequency=1., texture=1.):
-    gains = torch.ones(2, 3, BINS, dtype=torch.float64), torch.ones(2, len(TEXTURES), dtype=torch.float64)
-    return Calibration((2., 4.), frequency * gains[0], texture * gains[1])
+def calibration(frequency=1., texture=1., grey=1.):
+    gains = {'frequency': frequency, 'texture': texture, 'grey': grey}
+    return Calibration((2., 4.), Gains(*(gains[name] * torch.ones((2, *shape), dtype=torch.float64) for name, shape in SHAPES.items())))
 
 
 @pytest.fixture(scope='module')
@@ -45,7 +59,7 @@ def draw(flow, hr, factors=(3.,), seed=0, path='sample', **settings):
 def test_gains_of_one_are_the_band_alone(hr):
     centre = to_band(hr, 3.)
     image = centre + .02 * torch.randn(hr.shape, generator=make_generator(1))
-    around = Around(centre, textures(hr), calibration())
+    around = Around(centre, places(hr), calibration())
     same, plain = to_band(image, 3., around=around), to_band(image, 3.)
     assert (same - plain)[INSIDE].abs().max() < 2e-3 and (plain - image)[INSIDE].abs().max() > .02
     assert torch.equal(to_band(centre, 1.2, around=around), centre), 'below the least factor nothing changes'
@@ -56,39 +70,93 @@ def test_a_gain_doubles_what_it_says_and_no_more(hr):
     centre = to_band(hr, 3.)
     image = centre + .01 * to_band(noise, 3.)
     powers = []
-    for name in ('none', 'frequency', 'texture'):
-        gain = calibration(*(2. if name == kind else 1. for kind in ('frequency', 'texture')))
-        made = to_band(image, 3., around=Around(centre, textures(hr), gain))
+    for name in ('none', 'frequency', 'texture', 'grey'):
+        gain = calibration(**{name: 2.} if name != 'none' else {})
+        made = to_band(image, 3., around=Around(centre, places(hr), gain))
         powers.append((made - centre)[INSIDE].square().mean())
     assert powers[2] / powers[0] == pytest.approx(4, rel=.02), 'a texture gain is one of amplitude'
     assert powers[1] / powers[0] == pytest.approx(16, rel=.02), 'one along each axis'
+    assert powers[3] / powers[0] == pytest.approx(4, rel=.02), 'and so is one of brightness'
+
+
+def test_parts_and_places_get_their_own_gains(hr):
+    "A gain of the rough parts leaves smooth ones, one of the darkest the brightest, one of colour the luma."
+    place, centre = places(hr), to_band(hr, 3.)
+    image = centre + .01 * to_band(torch.randn(hr.shape, generator=make_generator(2)), 3.)
+    rough, smooth = (place.parts(slice(None))[part] > .99 for part in (1, 0))
+
+    def strengths(**gains):
+        made = (to_band(image, 3., around=Around(centre, place, calibration(**gains))) - centre)[INSIDE]
+        return lambda where, plane=slice(None): split_colours(made)[plane][..., where[INSIDE]].square().mean()
+    plain, far = strengths(), torch.nn.functional.max_pool2d((~smooth).float()[None], 31, 1, 15)[0] == 0
+    parts = strengths(frequency=torch.tensor([1., 2.])[:, None, None])
+    assert parts(rough) > 8 * plain(rough) and (not far.any() or parts(far) == pytest.approx(plain(far).item(), rel=.05))
+    dark = strengths(grey=torch.linspace(2, 1, len(GREYS)))
+    luma = split_colours(hr)[0]
+    assert dark(luma < luma.quantile(.1)) / plain(luma < luma.quantile(.1)) > dark(luma > .9) / plain(luma > .9)
+    colour = strengths(texture=torch.tensor([1., 2., 2.])[:, None])
+    every = torch.ones_like(luma, dtype=torch.bool)
+    assert colour(every, 0) == pytest.approx(plain(every, 0).item(), rel=.01)
+    assert colour(every, slice(1, 3)) == pytest.approx(4 * plain(every, slice(1, 3)).item(), rel=.02)
 
 
 def test_a_calibrated_image_stays_in_the_band(hr):
     shaped = torch.linspace(.6, 1.6, BINS, dtype=torch.float64)
-    around = Around(to_band(hr, 3.), textures(hr), calibration(shaped, .8))
+    around = Around(to_band(hr, 3.), places(hr), calibration(shaped, .8, 1.2))
     image = hr + .02 * torch.randn(hr.shape, generator=make_generator(3))
     made = to_band(image, 3., around=around)
     assert (to_band(made, 3.) - made)[INSIDE].abs().max() < 1e-4
 
 
-def test_balance_finds_the_gains_that_are_missing(hr):
+@pytest.mark.parametrize('alone', [True, False])
+def test_balance_finds_the_gains_that_are_missing(hr, alone):
     "Photographs that are calibrated draws: what is found is what they were calibrated with."
     known, factor = torch.linspace(.8, 1.4, BINS, dtype=torch.float64), 2.
-    texture = torch.tensor([.7, .8, .9, 1., 1.1, 1.2], dtype=torch.float64)
-    truth, centre, pairs = Calibration((factor,), known.expand(1, 3, -1), texture[None]), to_band(hr, factor), []
+    texture = torch.tensor([.7, .8, .9, 1., 1.1, 1.2, 1.2], dtype=torch.float64)
+    ones = calibration().at(2.)
+    truth = Calibration((factor,), Gains(known.expand(1, 2, 3, -1), texture.expand(1, 3, -1), ones.grey[None]))
+    centre, place, scenes, true = to_band(hr, factor), places(hr), [], []
     for k in range(12):
         noises = [to_band(.03 * torch.randn(hr.shape, generator=make_generator(4, k, which)), factor) for which in range(3)]
-        true = to_band(centre + noises[2], factor, around=Around(centre, textures(hr), truth)) - centre
-        pairs.append(Looked(hr, centre + torch.stack(noises[:2]), centre, [(0., 0.)] * 2, 255 * true, factor))
-    found = balance(pairs)
-    level = (found.texture[0, 2:] / texture[2:]).mean()        # a common factor may lie in either
-    assert found.texture[0, 2:] / level == pytest.approx(texture[2:].numpy(), rel=.1)
-    assert found.frequency[0, 0] * level.sqrt() == pytest.approx(known.numpy(), rel=.1)
+        made = to_band(centre + noises[2], factor, around=Around(centre, place, truth)) - centre
+        true.append(strength(255 * made[None], place, factor))
+        scenes.append(Looked(factor, place, centre + torch.stack(noises[:2]), centre, [(0., 0.)] * 2, alone))
+    found = balance(scenes, together(true)).at(factor)
+    level = (found.texture[0, 2:6] / texture[2:6]).mean()        # a common factor may lie in either
+    assert found.texture[0, 2:6] / level == pytest.approx(texture[2:6].numpy(), rel=.1)
+    assert found.frequency[1, 0] * level.sqrt() == pytest.approx(known.numpy(), rel=.1)
+    assert found.grey[0, :4] == pytest.approx(1, abs=.1), 'brightness has nothing to add'
+
+
+def test_takes_are_known_by_their_hr_image(tmp_path):
+    "By what it holds, not by its name: a set that was copied has no links."
+    simulate(photographs('train')[:2], tmp_path / 'set', (2., 4.), scale=.3, takes=2)
+    shutil.copytree(tmp_path / 'set', tmp_path / 'copy')
+    for name in ('set', 'copy'):
+        found = takes_of(read_set(tmp_path / name))
+        assert [[scene.name for scene in takes] for takes in found] == [['aitzgorri', 'aitzgorri_t1'], ['bamboo', 'bamboo_t1']]
+
+
+def test_between_the_trained_factors_strength_is_on_a_straight_line(hr):
+    assert grid((2., 4.)) == (2., 2.5, 3., 3.5, 4.) and grid((2.9,)) == (2.9,)
+    assert grid((2.1, 3., 3.75)) == pytest.approx((2.1, 2.55, 3., 3.375, 3.75))
+    noise = torch.randn((2, *hr.shape), generator=make_generator(8))
+    ends = [strength(level * noise, places(hr), 2.) for level in (1., 2.)]
+    for found, low in zip(between(ends, (2., 4.), 3.5), ends[0]):
+        assert torch.allclose(found, (1 + .75 * 3) * low)
+
+
+def test_several_takes_count_together_and_one_from_its_centre(flow, tmp_path):
+    "A flow that is calibrated by takes differs as they do, at the trained factors and between."
+    scenes = simulate(photographs('train')[:2], tmp_path / 'set', (2., 4.), scale=.5, takes=3)
+    model = load_model(data_folder() / 'weights' / 'flow')
+    several, alone = calibrate(model, scenes), calibrate(model, [scene for scene in scenes if '_t' not in scene.name])
+    assert several.factors == alone.factors == (2., 2.5, 3., 3.5, 4.)
+    assert not torch.allclose(several.gains.texture, alone.gains.texture, rtol=.05)
 
 
 def test_it_travels_with_the_weights(flow, tmp_path):
-    assert read_calibration(flow.calibration).factors == flow.prior.factors
+    assert read_calibration(flow.calibration).factors == grid(flow.prior.factors)
     save_model(tmp_path / 'flow', flow)
     assert load_model(tmp_path / 'flow').calibration == flow.calibration
     (tmp_path / 'flow' / 'calibration.json').unlink()
@@ -139,7 +207,7 @@ def test_an_untrained_flow_gets_no_wild_gains(tmp_path):
     scenes = simulate(photographs('train')[:2], tmp_path / 'pairs', (2.1, 3.75), scale=.3)
     flow = InterFlow(InterFlowConfig.tiny(), make_generator(0))
     found = calibrate(flow, scenes)
-    assert found is None or .5 <= found.frequency.min() <= found.frequency.max() <= 2
+    assert found is None or all(.5 <= gains.min() <= gains.max() <= 2 for gains in found.gains)
     assert found is None or torch.isfinite(draw(flow, torch.rand(3, 64, 64))[0]).all()
 
 

@@ -127,20 +127,18 @@ def looks(
 # %% ../../nbs/6_using/07_cli.flow.ipynb #c86b8791
 def flow_watch(
     recipe: Recipe,
-    validate: Path | None,          # set of pairs that the flow does not learn from
+    held_out: 'Sequence[Scene]',    # that the flow does not learn from
     factors: Sequence[float],       # of the flow
     log: str,                       # names of loggers, with commas between
     ended: 'Callable[[Course], Any] | None' = None,     # is told how it went
 ) -> 'Watch':
-    "What is looked at: the lines to the terminal, the logs, and the scenes of `validate`."
+    "What is looked at: the lines to the terminal, the logs, and the scenes that are held out."
     from interflow.band import to_band
     from interflow.core import tell
-    from interflow.data import read_set, scenes_with
     from interflow.training import Validation, Watch
     look = None
-    if validate:
-        scenes = scenes_with(read_set(validate, 'test'), factors)
-        look = Validation(scenes, factors, finish=partial(to_band, phase=None))
+    if held_out:
+        look = Validation(held_out, factors, finish=partial(to_band, phase=None))
     return Watch(recipe=recipe.stored(), validate=look, loggers=names_of(log),
                  say=tell, ended=ended)
 
@@ -187,6 +185,7 @@ def train(
     from interflow.checking import quick_check
     from interflow.checkpoints import load_model
     from interflow.core import pick_device, use_threads
+    from interflow.data import read_set, scenes_with
     place, recipe = pick_device(device), Recipe(ctx, sets, ('training', 'model', 'loss'))
     places = find_places(data, hr, lr, factor)
     guard_folder(out, [*place_folders(places), *filter(None, (init, validate))])
@@ -200,8 +199,9 @@ def train(
         quick_check(scenes, chosen)
     use_threads(training.batch_size * training.patch ** 2, threads)
     courses: list[Course] = []
+    held_out = scenes_with(read_set(validate, 'test'), chosen) if validate else []
     _, history = train_calibrated(
-        scenes, out, replace(model, factors=chosen), training, loss, place,
+        scenes, [*scenes, *held_out], out, replace(model, factors=chosen), training, loss, place,
         None if init is None else load_model(init),
-        flow_watch(recipe, validate, chosen, log, courses.append))
+        flow_watch(recipe, held_out, chosen, log, courses.append))
     tell_end(f'{history[-1]["bits_per_dim"]:.3f} bits per dimension', out, courses, STRIP)

@@ -128,10 +128,10 @@ def _best(config, device):
 # %% ../../nbs/6_using/05_demo.ipynb #15fa2249
 def _walk(out, config, device, init, clock, processes) -> Found:
     "The stages, one after the other; each is timed and resumes by itself."
-    train, test = clock.run('photograph the scenes', make_data, out, config, processes)
+    train, test, takes = clock.run('photograph the scenes', make_data, out, config, processes)
     print(f'The flow: {story(config)}.')
-    model, history = clock.run('train the flow and two networks', train_first, train, out, config,
-                               device, init, processes)
+    model, history = clock.run('train the flow and two networks', train_first, train, takes, out,
+                               config, device, init, processes)
     sources = clock.run('generate', make_sources, model, train, out, config, device, processes)
     networks, histories = clock.run('train the SR networks', train_networks, sources, out,
                                     config, device, processes)

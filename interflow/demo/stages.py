@@ -29,7 +29,7 @@ from ..sr.training import Source, train_sr
 
 # %% ../../nbs/6_using/02_demo.stages.ipynb #f388ac0c
 def chosen_photographs(
-    split: str,             # 'train' or 'test'
+    split: str,             # 'train', 'val' or 'test'
     out: Path,              # the demo's folder; cropped copies go there
     config: DemoConfig,
 ) -> list[Path]:
@@ -49,13 +49,15 @@ def make_data(
     out: Path,              # the demo's folder
     config: DemoConfig,
     processes: int = 1,     # at the same time
-) -> list[list[Scene]]:     # of the train set and the test set
-    "The simulated train and test sets."
-    sets = {'train': sorted({*config.trained, *config.generated}),
-            'test': sorted({*config.trained, *config.judged})}
-    return [simulate(chosen_photographs(split, out, config), out / 'data' / split, factors,
-                     config.camera, config.seed, how=Processing(processes))
-            for split, factors in sets.items()]
+) -> list[list[Scene]]:     # of the train set, the test set, and takes to calibrate by
+    "The simulated sets. Photographs that are held out of the training serve for the calibration."
+    photos = {split: chosen_photographs(split, out, config) for split in ('train', 'val', 'test')}
+    sets = {'train': (photos['train'], {*config.trained, *config.generated}, 1),
+            'test': (photos['test'], {*config.trained, *config.judged}, 1),
+            'takes': (photos['train'] + photos['val'], {*config.trained}, 2)}
+    return [simulate(paths, out / 'data' / name, sorted(factors), config.camera, config.seed,
+                     takes=takes, how=Processing(processes))
+            for name, (paths, factors, takes) in sets.items()]
 
 # %% ../../nbs/6_using/02_demo.stages.ipynb #14d117f2
 def known(
@@ -130,6 +132,7 @@ def _result(train, *arguments):
 # %% ../../nbs/6_using/02_demo.stages.ipynb #88573d18
 def train_first(
     train: Sequence[Scene],     # with all factors
+    takes: Sequence[Scene],     # to calibrate by
     out: Path,                  # the demo's folder; the runs go to out/flow and out/sr
     config: DemoConfig,
     device: str | torch.device,     # as `pick_device` knows it
@@ -137,7 +140,7 @@ def train_first(
     processes: int = 1,     # at the same time
 ) -> tuple[InterFlow, Rows]:    # and its history
     "The flow, and meanwhile the SR networks that do not need it."
-    flow = (train_calibrated, known(train, config.trained), out / 'flow', config.model,
+    flow = (train_calibrated, known(train, config.trained), takes, out / 'flow', config.model,
             config.training, config.loss, device, init)
     networks = _trainings(true_sources(train, config), out, config, device)
     steps = config.training.steps + len(networks) * config.sr.steps
