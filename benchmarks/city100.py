@@ -23,7 +23,8 @@ images alone; `oracle`, all real pairs of the training scenes. A network that le
 tested on the iPhone (x2.45) too. The seed chooses the pairs, the weights at the start and the crops.
 
 Everything goes on where it was: flows, images and networks lie in the work folder, by default runs/city100.
-Results: city100.json and city100.txt in --out, by default beside this file, renewed after every number of pairs.
+Results in --out, by default beside this file, renewed after every number of pairs: city100.json, city100.txt with every
+row, and city100_grid.txt, a line for each network, number of steps and number of pairs.
 """
 import argparse
 import time
@@ -423,6 +424,11 @@ def collect(camera: Camera, scores: dict, rows: list, counts: list) -> list:
     return lines
 
 
+def _star(line, measure):
+    "'*' where the interval of the difference does not hold 0."
+    return '*' if line[f'{measure}_gain_low'] > 0 or line[f'{measure}_gain_high'] < 0 else ' '
+
+
 def table(results: dict) -> str:
     "The results as text."
     head = f'{"":18}{"PSNR-Y":>8}{"SSIM-Y":>8}   {"difference to pairs, dB":26}{"of each seed":24}SSIM-Y'
@@ -434,7 +440,7 @@ def table(results: dict) -> str:
             trained, tested, network, steps, count = last = group
             text += ['', f'{network}, {steps} steps, {count} real pair{"s" * (count > 1)} of {trained}, '
                          f'tested on {line["images"]} scenes of {tested} (x{line["factor"]:g})', head]
-        star = {key: '*' if line[f'{key}_gain_low'] > 0 or line[f'{key}_gain_high'] < 0 else ' ' for key in ('psnr_y', 'ssim_y')}
+        star = {key: _star(line, key) for key in ('psnr_y', 'ssim_y')}
         gain = f'{line["psnr_y_gain"]:+.3f}{star["psnr_y"]} [{line["psnr_y_gain_low"]:+.3f}, {line["psnr_y_gain_high"]:+.3f}]'
         seeds = ' '.join(f'{value:+.2f}' for value in line['psnr_y_gain_of_seeds'])
         gains = f'{gain:26}{seeds:24}{line["ssim_y_gain"]:+.4f}{star["ssim_y"]}' if line['row'] != 'pairs' else ''
@@ -442,16 +448,35 @@ def table(results: dict) -> str:
     return '\n'.join(text) + '\n'
 
 
+SHORT = ('pairs+kernel', 'pairs+tuned', 'oracle')       # the rows of the grid
+
+
+def grid(results: dict) -> str:
+    "The rows that decide, for every network, number of steps and number of pairs."
+    text, last, cells = [], None, {}
+    for line in results['lines']:
+        cells.setdefault(tuple(line[key] for key in ('trained', 'tested', 'network_kind', 'steps', 'pairs')), {})[line['row']] = line
+    for (trained, tested, *names), rows in sorted(cells.items(), key=lambda cell: (cell[0][1] != cell[0][0], cell[0])):
+        if (trained, tested) != last:
+            last = trained, tested
+            text += ['', f'trained on {trained}, tested on {tested} (x{rows["pairs"]["factor"]:g}): PSNR-Y of the pairs alone, dB; differences to it',
+                     f'{"":8}{"steps":>6}{"pairs":>7}{"alone":>8}' + ''.join(f'{row:>14}' for row in SHORT)]
+        gains = [f'{rows[row]["psnr_y_gain"]:+.3f}{_star(rows[row], "psnr_y")}' if row in rows else '' for row in SHORT]
+        text.append(f'{names[0]:8}{names[1]:6}{names[2]:7}{rows["pairs"]["psnr_y"]:8.2f}' + ''.join(f'{gain:>14}' for gain in gains))
+    return '\n'.join(line.rstrip() for line in text[1:]) + '\n'
+
+
 def write_results(out: Path, folder: Path, lines: list, settings: Settings, cameras: list) -> None:
-    "city100.json and city100.txt in `out`, each whole or not at all."
+    "city100.json, city100.txt and city100_grid.txt in `out`, each whole or not at all."
     described = [{'name': one.name, 'factor': one.factor, 'train': [scene.name for scene in one.train],
                   'test': [scene.name for scene in one.test]} for one in cameras]
     results = {'settings': {**asdict(settings), 'data': folder.name, 'shipped': fingerprint(load_model(SHIPPED)),
                             'sr': asdict(SR_PRESETS['tiny']), 'flow': asdict(PRESETS['tiny']), 'flow_loss': asdict(FLOW_LOSS)},
                'cameras': described, 'lines': lines}
     write_json(out / 'city100.json', plain(results))
-    with whole_file(out / 'city100.txt') as temporary:
-        temporary.write_text(table(results), encoding='utf-8')
+    for name, form in (('city100', table), ('city100_grid', grid)):
+        with whole_file(out / f'{name}.txt') as temporary:
+            temporary.write_text(form(results), encoding='utf-8')
 
 
 # ---------------------------------------------------------------- command line

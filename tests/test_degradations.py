@@ -230,4 +230,6 @@ def test_the_stored_table_follows_from_the_stored_results():
     folder = Path(city100.__file__).parent
     if not (folder / 'city100.json').exists():
         pytest.skip('benchmarks/city100.json: not there yet')
-    assert city100.table(json.loads((folder / 'city100.json').read_text())) == (folder / 'city100.txt').read_text()
+    results = json.loads((folder / 'city100.json').read_text())
+    assert city100.table(results) == (folder / 'city100.txt').read_text()
+    assert city100.grid(results) == (folder / 'city100_grid.txt').read_text()
