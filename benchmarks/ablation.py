@@ -56,7 +56,7 @@ def folder_of(name: str, work: Path) -> Path:
 
 def train(name: str, scenes: list, work: Path, steps: int) -> Path:
     "The folder of a trained variant."
-    variant, folder = VARIANTS[name], folder_of(name, work)
+    variant, folder = VARIANTS[name], folder_of(name, work) / 'run'
     config = replace(PRESETS['tiny'], steps=steps, save_every=250)
     seen = scenes[:len(scenes) * variant.sets // 8]
     train_flow(seen, folder, variant.config, config, variant.loss, 'cpu')

@@ -199,9 +199,9 @@ def flow_on(name: str, camera: Camera, pairs: list, seed: int, work: Path, setti
     told = {'pairs': [scene.name for scene in pairs], 'init': init and fingerprint(init), 'loss': asdict(FLOW_LOSS),
             'model': asdict(config), 'training': asdict(training)}
     begin_folder(folder, plain(told), 'city100.json')
-    if not (folder / 'model').exists():
-        train_flow(pairs, folder, config, training, FLOW_LOSS, device, init=init)
-    return load_model(folder / 'model').to(pick_device(device))
+    if not (folder / 'run' / 'model').exists():
+        train_flow(pairs, folder / 'run', config, training, FLOW_LOSS, device, init=init)
+    return load_model(folder / 'run' / 'model').to(pick_device(device))
 
 
 # ---------------------------------------------------------------- made images
@@ -278,7 +278,7 @@ def run_job(job: Job, camera: Camera, abroad: Camera | None, work: Path, setting
     folder = work / job.folder
     begin_folder(folder, told_of(job, camera, abroad, settings), 'city100.json')
     if not (folder / 'scores.json').exists():
-        net, _ = train_sr(sources_of(job, camera, work, settings, device), folder, network_config(job.network, 'tiny'),
+        net, _ = train_sr(sources_of(job, camera, work, settings, device), folder / 'run', network_config(job.network, 'tiny'),
                           sr_training(job, settings), device)
         scores = [{'camera': one.name, **row} for one in (camera, abroad) if one
                   for row in evaluate({job.row: net}, one.test, (one.factor,))]
@@ -354,7 +354,7 @@ def plan(camera: Camera, jobs: list, work: Path, settings: Settings, tested: int
     left = [job for job in jobs if not (work / job.folder / 'scores.json').exists()]
     wanted = {(job.way, job.pairs, job.seed) for job in left if job.way}
     flows = sorted(one for one in wanted if one[0] in ('sample', 'tuned')
-                   and not (work / 'flows' / '{}-{}-s{}'.format(*one) / 'model').exists())
+                   and not (work / 'flows' / '{}-{}-s{}'.format(*one) / 'run' / 'model').exists())
     paths = {name: {(images_folder(name, count, seed), scene.name) for kind, count, seed in wanted if kind == name
                     for scene in choose_pairs(camera, count, seed)[1]} for name in MADE}
     images = [(name, sum(not (work / folder / f'{scene}-{k}.png').exists() for folder, scene in places

@@ -58,7 +58,7 @@ def run(row: str, seed: int, scenes: list, drawn: list, test: list, flow: str, w
     folder = work / 'sr' / f'{row.replace(" ", "_").replace(",", "")}-s{seed}'
     begin_folder(folder, {'row': row, 'seed': seed, 'flow': flow}, 'seeds.json')
     if not (folder / 'scores.json').exists():
-        net, _ = train_sr(sources(row, scenes, drawn), folder, network_config('rcan', 'tiny'),
+        net, _ = train_sr(sources(row, scenes, drawn), folder / 'run', network_config('rcan', 'tiny'),
                           replace(SR_PRESETS['tiny'], seed=seed), 'cpu')
         write_json(folder / 'scores.json', [one for one in evaluate({row: net}, test, JUDGED) if one['network'] == row])
     return read_json(folder / 'scores.json')

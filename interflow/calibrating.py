@@ -42,7 +42,7 @@ from .training import train_flow, writes
 
 # %% ../nbs/3_degradation/38_calibrating.ipynb #7f65837d
 def takes_of(
-    scenes: Sequence[Scene],
+    scenes: Sequence[Scene],        # of any number of takes each
 ) -> list[list[Scene]]:     # in the order of the first of each
     "Scenes with the same HR image together."
     found: list[list[Scene]] = []
@@ -60,7 +60,7 @@ def takes_of(
 # %% ../nbs/3_degradation/38_calibrating.ipynb #d81eb3b1
 EDGE = 16       # pixels
 
-
+# %% ../nbs/3_degradation/38_calibrating.ipynb #89262fe3
 class Strength(NamedTuple):
     "How strongly images of scenes differ, added up; grey levels squared."
     power: Tensor       # (2, 3, BINS, BINS), `plane_power` of smooth and of rough parts
@@ -91,7 +91,7 @@ def together(
 # %% ../nbs/3_degradation/38_calibrating.ipynb #4c1a87a8
 MIDDLE, DRAWS = 256, 2      # pixels a side that are looked at, at most; draws of each scene
 
-
+# %% ../nbs/3_degradation/38_calibrating.ipynb #5750705c
 class Looked(NamedTuple):
     "A flow's images of one scene at one factor."
     factor: float
@@ -120,7 +120,7 @@ def look(
     model: InterFlow,
     hr: Tensor,             # (3, H, W)
     name: str,              # of the scene
-    factor: float,
+    factor: float,          # true, trained or between
     alone: bool = False,    # there is one photograph of the scene
 ) -> Looked:
     "Draw a scene."
@@ -135,7 +135,7 @@ def look(
 def centre_of(
     model: InterFlow,
     hr: Tensor,             # (3, H, W)
-    factor: float,
+    factor: float,          # true
 ) -> Tensor:                # (3, H, W), not yet in the band
     "The image at the centre of a scene's Gaussian."
     cold = [make_generator(0)]      # at temperature 0 its numbers do not count
@@ -159,8 +159,8 @@ def photographed(
 
 
 def drawn(
-    scene: Looked,
-    calibration: Calibration,
+    scene: Looked,              # a flow's images of it
+    calibration: Calibration,   # at its factor
 ) -> Strength:
     "How strongly calibrated draws differ from each other, or from their centre."
     around = Around(scene.centre, scene.places, calibration)

@@ -89,7 +89,7 @@ TEXTURES = (1., 2., 4., 8., 16., 32., 64.)  # grey levels, standard deviation of
 GREYS = (0., 51., 102., 153., 204., 255.)   # of HR's luma
 SIDE = 7        # pixels of the window
 
-
+# %% ../nbs/2_flow/28_calibration.ipynb #14e54620
 class Places(NamedTuple):
     "Where each pixel of an HR image lies on the two scales; (H, W) each."
     texture: Tensor     # on that of `TEXTURES`, from 0 to 6
@@ -97,7 +97,7 @@ class Places(NamedTuple):
 
     def parts(
         self,
-        rows: slice,
+        rows: slice,        # that are asked for
     ) -> Tensor:        # (2, rows, W), shares that add up to 1
         "Of smooth parts and of rough ones: textures of 2 grey levels and less, 8 and more."
         rough = ((self.texture[rows] - 1) / 2).clamp(0, 1)
@@ -116,9 +116,9 @@ def places(
 
 # %% ../nbs/2_flow/28_calibration.ipynb #46849e50
 def sums_at(
-    place: Tensor,      # (H, W), on a scale of `count` values
+    place: Tensor,      # (H, W), on a scale
     values: Tensor,     # (C, H, W)
-    count: int,
+    count: int,         # values on the scale
 ) -> Tensor:            # (C, count) float64
     "The sum of values at each value of the scale; one between two counts for both, in part."
     below, share = place.long().flatten(), place.frac().double()
@@ -145,7 +145,7 @@ SHAPES = {      # of the gains at one factor, amplitudes, 1 changes nothing
     'grey': (3, len(GREYS)),            # colour plane, each of `GREYS`
 }
 
-
+# %% ../nbs/2_flow/28_calibration.ipynb #bacba182
 class Gains(NamedTuple):
     "Of the draws at one factor, or at several in the first dimension: see `SHAPES`."
     frequency: Tensor
@@ -165,14 +165,17 @@ class Calibration:
                  for name, values in self.gains._asdict().items()}
         return {'version': VERSION, 'factors': list(self.factors), **lists}
 
-    def at(self, factor: float) -> Gains:
+    def at(
+        self,
+        factor: float,      # true
+    ) -> Gains:
         "The gains at `factor`; those of the nearest beyond the trained."
         i, a = neighbours(self.factors, min(max(factor, self.factors[0]), self.factors[-1]))
         j = min(i + 1, len(self.factors) - 1)
         return Gains(*(torch.lerp(values[i].log(), values[j].log(), a).exp()
                        for values in self.gains))
 
-
+# %% ../nbs/2_flow/28_calibration.ipynb #64723a32
 def read_calibration(
     plain: Mapping[str, Any],       # as `calibration.json` has it
 ) -> Calibration:
@@ -197,7 +200,7 @@ class Around(NamedTuple):
 
     def planes(
         self,
-        rows: slice,
+        rows: slice,        # that are asked for
         image: Tensor,      # (3, H, W), the draw
         factor: float,      # true
     ) -> Tensor:            # (6, rows, W): three planes of the smooth parts, three of the rough

@@ -8,11 +8,14 @@ import pytest
 import torch
 
 from interflow.core import InterflowError, make_generator, photographs, read_image
+from interflow.data import simulate
 from interflow.model import InterFlow, InterFlowConfig
 
 sys.path.insert(0, str(Path(__file__).parent.parent / 'benchmarks'))
+import ablation  # noqa: E402
 import city100  # noqa: E402
 import degradations as D  # noqa: E402
+import seeds  # noqa: E402
 
 sys.path.pop(0)
 
@@ -223,6 +226,32 @@ def test_the_pairs_of_a_seed_grow_and_the_rest_is_disjoint():
     few, many = (city100.choose_pairs(camera, count, 1) for count in (2, 6))
     assert few[0] == many[0][:2] and sorted(many[0] + many[1]) == scenes
     assert few[0] != city100.choose_pairs(camera, 2, 0)[0]
+
+
+def test_a_benchmark_trains_beside_its_own_record_and_is_read_when_it_comes_again(tmp_path, monkeypatch):
+    "The folder of a training belongs to it alone: a record of the benchmark in it was refused."
+    scenes = simulate(photographs('train')[:2], tmp_path / 'set', (2., 2.1, 2.9, 3.75, 4.), scale=.3)
+    short = dict(steps=1, save_every=1, batch_size=1, patch=16)
+    for benchmark in (city100, seeds):
+        monkeypatch.setattr(benchmark, 'SR_PRESETS', {'tiny': replace(city100.SR_PRESETS['tiny'], **short)})
+    for benchmark in (city100, ablation):
+        monkeypatch.setattr(benchmark, 'PRESETS', {'tiny': replace(ablation.PRESETS['tiny'], **short)})
+    camera = city100.Camera('NikonD5500', 2.9, scenes, scenes[:1])
+    settings = replace(city100.QUICK, train=2, test=1, draws=1, flow_steps=1, tune_steps=1, flow_patch=16, sr_patch=16)
+    job = city100.Job('rcan', 1, 1, 0, 'pairs+tuned')
+    monkeypatch.setattr(seeds, 'JUDGED', (2.9,))
+    monkeypatch.setattr(ablation, 'measure', lambda name, model, test: {'model': model.exists()})
+
+    def found():
+        return (city100.run_job(job, camera, None, tmp_path / 'city100', settings, 'cpu'),
+                seeds.run('x2.1 and x3.75', 0, scenes, scenes, scenes[:1], '', tmp_path / 'seeds'),
+                ablation.run('published', [replace(scene, lr={f: scene.lr[f] for f in ablation.TINY.factors}) for scene in scenes * 4], [], tmp_path / 'ablation', 1))
+    first = found()
+    assert first[0][0]['camera'] == 'NikonD5500' and first[1][0]['network'] == 'x2.1 and x3.75' and first[2] == {'model': True}
+    monkeypatch.setattr(city100, 'train_sr', None)
+    monkeypatch.setattr(seeds, 'train_sr', None)
+    monkeypatch.setattr(ablation, 'train_flow', None)
+    assert found() == first, 'read, not trained again'
 
 
 def test_the_stored_table_follows_from_the_stored_results():

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FlowPreset', 'STRIP', 'TrainOptions', 'training_scenes', 'flow_settings', 'WatchOptions', 'names_of', 'looks',
-           'flow_watch', 'tell_end', 'train']
+           'held_out_scenes', 'flow_watch', 'tell_end', 'train']
 
 # %% ../../nbs/6_using/07_cli.flow.ipynb #f2d72770
 from collections.abc import Callable, Sequence
@@ -124,6 +124,15 @@ def looks(
     every = training.validate_every or min(500, max(1, training.steps // 10))
     return replace(training, validate_every=every if validate else 0)
 
+
+def held_out_scenes(
+    validate: Path | None,          # set of pairs that the flow does not learn from
+    factors: Sequence[float],       # of the flow
+) -> 'list[Scene]':
+    "Its scenes; none where there is no such set."
+    from interflow.data import read_set, scenes_with
+    return scenes_with(read_set(validate, 'test'), factors) if validate else []
+
 # %% ../../nbs/6_using/07_cli.flow.ipynb #c86b8791
 def flow_watch(
     recipe: Recipe,
@@ -171,37 +180,34 @@ def train(
     factors: TrainOptions.Factors = None, hr: OwnPairs.Hr = None, lr: OwnPairs.Lr = None,
     factor: OwnPairs.Factor = None, steps: Steps = None, batch_size: TrainOptions.BatchSize = None,
     patch: TrainOptions.Patch = None, learning_rate: LearningRate = None,
-    save_every: SaveEvery = None, init: TrainOptions.Init = None,
+    save_every: SaveEvery = None, init: TrainOptions.Init = None, seed: Seed = 0,
     recompute: TrainOptions.Recompute = False, check_first: CheckFirst = True,
     warmup: LoopOptions.Warmup = None, precision: LoopOptions.Precision = 'no',
     accumulate: LoopOptions.Accumulate = 1, ema: LoopOptions.Ema = 0.,
     compile: LoopOptions.Compile = False, validate: WatchOptions.Validate = None,
     validate_every: WatchOptions.Every = None, log: WatchOptions.Log = 'tensorboard',
-    config: ConfigFile = None, sets: Sets = None, seed: Seed = 0, threads: Threads = 0,
-    device: Device = 'auto',
+    config: ConfigFile = None, sets: Sets = None, threads: Threads = 0, device: Device = 'auto',
 ) -> None:
     "Train a flow on pairs: OUT/model, OUT/report.html. Ctrl-C saves; the same command goes on."
     from interflow.calibrating import train_calibrated
     from interflow.checking import quick_check
     from interflow.checkpoints import load_model
     from interflow.core import pick_device, use_threads
-    from interflow.data import read_set, scenes_with
     place, recipe = pick_device(device), Recipe(ctx, sets, ('training', 'model', 'loss'))
     places = find_places(data, hr, lr, factor)
     guard_folder(out, [*place_folders(places), *filter(None, (init, validate))])
     model, training, loss = flow_settings(
-        recipe, preset, steps=steps, batch_size=batch_size, patch=patch,
+        recipe, preset, steps=steps, batch_size=batch_size, patch=patch, seed=seed,
         learning_rate=learning_rate, save_every=save_every, recompute=recompute,
-        seed=seed, **loop_settings(ctx), validate_every=validate_every)
-    training = looks(training, validate)
+        validate_every=validate_every, **loop_settings(ctx))
     scenes, chosen = training_scenes(places, factors)
     if check_first:
         quick_check(scenes, chosen)
     use_threads(training.batch_size * training.patch ** 2, threads)
     courses: list[Course] = []
-    held_out = scenes_with(read_set(validate, 'test'), chosen) if validate else []
+    held_out = held_out_scenes(validate, chosen)
     _, history = train_calibrated(
-        scenes, [*scenes, *held_out], out, replace(model, factors=chosen), training, loss, place,
-        None if init is None else load_model(init),
+        scenes, [*scenes, *held_out], out, replace(model, factors=chosen),
+        looks(training, validate), loss, place, None if init is None else load_model(init),
         flow_watch(recipe, held_out, chosen, log, courses.append))
     tell_end(f'{history[-1]["bits_per_dim"]:.3f} bits per dimension', out, courses, STRIP)
