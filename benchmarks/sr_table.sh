@@ -9,7 +9,8 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 work=${1:-runs/sr_table} out=${2:-benchmarks}
 export OMP_NUM_THREADS=1 work
-interflow() { .venv/bin/interflow "$@" --seed 0; }
+export tool=$PWD/.venv/bin/interflow
+interflow() { "$tool" "$@" --seed 0; }
 networks='rcan swinir liif_edsr_baseline' made='pixels preserving sample'
 
 # what the networks are trained on, and what paths between photographs start from: the flow's own factors
@@ -38,9 +39,9 @@ done | xargs -n 2 -P "$(getconf _NPROCESSORS_ONLN)" bash -c 'train "$@"' train
 
 echo 'PSNR and SSIM on Y, means over seven test scenes, with 95 % intervals; differences to the same network trained on x2 and x4' > "$work/table.txt"
 for network in $networks; do
-    nets=$(for data in x2x4 $made; do echo "$work/nets/$network/$data/model"; done)
     # shellcheck disable=SC2086
-    interflow evaluate $nets "$work/test" --rival "$work/nets/$network/x2x4/model" --measures psnr_y,ssim_y --csv "$work/$network.csv" --device cpu | sed "s#$work/nets/##g; s#/model##g" >> "$work/table.txt"
+    (cd "$work/nets" && interflow evaluate $(for data in x2x4 $made; do echo "$network/$data"; done) ../test \
+        --rival "$network/x2x4" --measures psnr_y,ssim_y --csv "../$network.csv" --device cpu) >> "$work/table.txt"
 done
 cp "$work/table.txt" "$out/sr_table.txt"
-{ head -n 1 "$work/rcan.csv"; for network in $networks; do tail -n +2 "$work/$network.csv" | sed "s#$work/nets/##g; s#/model##g"; done; } > "$out/sr_table.csv"
+{ head -n 1 "$work/rcan.csv"; for network in $networks; do tail -n +2 "$work/$network.csv"; done; } > "$out/sr_table.csv"
