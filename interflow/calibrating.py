@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['EDGE', 'MIDDLE', 'DRAWS', 'ROUNDS', 'STEP', 'SCENES', 'takes_of', 'Strength', 'strength', 'together', 'Looked',
-           'read_middle', 'look', 'centre_of', 'photographed', 'drawn', 'balance', 'grid', 'between', 'calibrate',
+           'read_middle', 'centres_of', 'look', 'photographed', 'drawn', 'balance', 'grid', 'between', 'calibrate',
            'train_calibrated']
 
 # %% ../nbs/3_degradation/38_calibrating.ipynb #b69fe807
@@ -115,34 +115,37 @@ def read_middle(
     hr, lr = pairs[0][0], torch.stack([pair[1] for pair in pairs])
     return hr[tuple(inside)].contiguous(), lr[tuple(inside)].contiguous()
 
+# %% ../nbs/3_degradation/38_calibrating.ipynb #d6fcce1c
+def centres_of(
+    model: InterFlow,
+    hr: Tensor,                 # (3, H, W)
+    factors: Sequence[float],   # true, trained or between
+) -> list[Tensor]:              # (3, H, W) for each factor, not yet in the band
+    "The images at the centres of a scene's Gaussians."
+    cold = [make_generator(0) for _ in factors]     # at temperature 0 their numbers do not count
+    return list(generate_scene(model, hr, {}, factors, 'sample', cold, 0., band=False))
+
 
 def look(
     model: InterFlow,
-    hr: Tensor,             # (3, H, W)
-    name: str,              # of the scene
-    factor: float,          # true, trained or between
-    alone: bool = False,    # there is one photograph of the scene
-) -> Looked:
+    hr: Tensor,                 # (3, H, W)
+    name: str,                  # of the scene
+    factors: Sequence[float],   # true, trained or between
+    alone: bool = False,        # there is one photograph of the scene
+) -> list[Looked]:              # one for each factor
     "Draw a scene."
-    generators = [make_generator(0, 'calibrate', name, factor, k) for k in range(DRAWS)]
-    draws = list(generate_scene(model, hr, {}, [factor] * DRAWS, 'sample', generators,
-                                band=False))
-    phases = [fit_phase(image, factor) for image in draws]
-    return Looked(factor, places(hr), torch.stack(draws), centre_of(model, hr, factor), phases,
-                  alone)
+    keys = [(factor, k) for factor in factors for k in range(DRAWS)]
+    generators = [make_generator(0, 'calibrate', name, *key) for key in keys]
+    draws = list(generate_scene(model, hr, {}, [factor for factor, _ in keys], 'sample',
+                                generators, band=False))
+    place, found = places(hr), []
+    for k, (factor, centre) in enumerate(zip(factors, centres_of(model, hr, factors))):
+        mine = draws[k * DRAWS:(k + 1) * DRAWS]
+        phases = [fit_phase(image, factor) for image in mine]
+        found.append(Looked(factor, place, torch.stack(mine), centre, phases, alone))
+    return found
 
-# %% ../nbs/3_degradation/38_calibrating.ipynb #d6fcce1c
-def centre_of(
-    model: InterFlow,
-    hr: Tensor,             # (3, H, W)
-    factor: float,          # true
-) -> Tensor:                # (3, H, W), not yet in the band
-    "The image at the centre of a scene's Gaussian."
-    cold = [make_generator(0)]      # at temperature 0 its numbers do not count
-    (centre,) = generate_scene(model, hr, {}, (factor,), 'sample', cold, 0., band=False)
-    return centre
-
-
+# %% ../nbs/3_degradation/38_calibrating.ipynb #df09cf57
 def photographed(
     model: InterFlow,
     takes: Sequence[Scene],     # of one scene
@@ -153,8 +156,8 @@ def photographed(
     if len(takes) > 1:
         differences = deviations(lr)
     else:
-        centre = to_band(centre_of(model, hr, factor), factor, fit_phase(lr[0], factor))
-        differences = 255 * (lr - centre)
+        (centre,) = centres_of(model, hr, (factor,))
+        differences = 255 * (lr - to_band(centre, factor, fit_phase(lr[0], factor)))
     return strength(differences, places(hr), factor)
 
 
@@ -246,15 +249,12 @@ def calibrate(
     chosen = [every[k * len(every) // count] for k in range(count)]
     true = [together(photographed(model, takes, factor) for takes in chosen)
             for factor in factors]
-    hr = [read_middle(takes[:1], factors[0])[0] for takes in chosen]
-    at, found = grid(factors), []
-    with progress(total=len(chosen) * len(at), description='calibrate', unit='scene') as bar:
-        for factor in at:
-            looked = []
-            for image, takes in zip(hr, chosen):
-                looked.append(look(model, image, takes[0].name, factor, len(takes) == 1))
-                bar.update()
-            found.append(balance(looked, between(true, factors, factor)))
+    at, looked = grid(factors), []
+    for takes in progress(chosen, description='draw to calibrate', unit='scene'):
+        hr, _ = read_middle(takes[:1], factors[0])
+        looked.append(look(model, hr, takes[0].name, at, len(takes) == 1))
+    each = progress(zip(at, zip(*looked)), len(at), 'calibrate', 'factor')
+    found = [balance(scenes, between(true, factors, factor)) for factor, scenes in each]
     gains = Gains(*(torch.cat(values) for values in zip(*(one.gains for one in found))))
     if not all(values.isfinite().all() for values in gains):
         return None

@@ -54,7 +54,7 @@ def make_data(
     photos = {split: chosen_photographs(split, out, config) for split in ('train', 'val', 'test')}
     sets = {'train': (photos['train'], {*config.trained, *config.generated}, 1),
             'test': (photos['test'], {*config.trained, *config.judged}, 1),
-            'takes': (photos['train'] + photos['val'], {*config.trained}, 2)}
+            'takes': (photos['train'][::2] + photos['val'][::2], {*config.trained}, 2)}
     return [simulate(paths, out / 'data' / name, sorted(factors), config.camera, config.seed,
                      takes=takes, how=Processing(processes))
             for name, (paths, factors, takes) in sets.items()]
